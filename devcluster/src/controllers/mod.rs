@@ -1,0 +1,1 @@
+//! The control-plane controllers, through a kube client alone.
