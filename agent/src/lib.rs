@@ -1,0 +1,1 @@
+//! The small SSH server that runs beside the user's process in a workspace pod.

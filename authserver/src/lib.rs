@@ -1,0 +1,1 @@
+//! Issues tokens: a small OpenID Connect provider.

@@ -1,0 +1,1 @@
+//! Creates the Kubernetes resources, gathers activity and applies the idle verdict.

@@ -1,0 +1,307 @@
+//! Who did what last, per workload: written on the request path without a lock, read by the
+//! controller as "what changed since this cursor".
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_queue::SegQueue;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::{name::UserName, workload::WorkloadRef};
+
+/// By which way somebody came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum How {
+    Http,
+    WebSocket,
+    Ssh,
+}
+
+/// The last doing of a person. `what` names the kind of message, never its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub at: Timestamp,
+    pub who: UserName,
+    pub how: How,
+    pub what: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Detail {
+    who: UserName,
+    how: How,
+    what: &'static str,
+}
+
+/// One workload's activity. Shared by every snapshot of the route table.
+#[derive(Debug)]
+pub struct Cell {
+    workload: WorkloadRef,
+    /// Milliseconds since the epoch; `i64::MIN` for never.
+    last: AtomicI64,
+    detail: ArcSwapOption<Detail>,
+    /// Exchanges, WebSockets and SSH sessions that are open: presence, which is no evidence of use.
+    open: AtomicU32,
+    /// A person's requests that are being answered: while one is, the workload is in use.
+    working: AtomicU32,
+    /// Already in the queue of changes.
+    queued: AtomicBool,
+    changes: Arc<Queue>,
+}
+
+/// Holds each cell at most once, so its length is bounded by the number of workloads.
+#[derive(Debug, Default)]
+struct Queue(SegQueue<Arc<Cell>>);
+
+impl Cell {
+    fn mark_changed(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.changes.0.push(self.clone());
+        }
+    }
+
+    fn record(self: &Arc<Self>, who: &UserName, how: How, what: &'static str, now: Timestamp) {
+        let same = self
+            .detail
+            .load()
+            .as_deref()
+            .is_some_and(|d| d.how == how && d.what == what && d.who == *who);
+        if !same {
+            self.detail.store(Some(Arc::new(Detail { who: who.clone(), how, what })));
+        }
+        self.last.fetch_max(now.as_millisecond(), Ordering::AcqRel);
+        self.mark_changed();
+    }
+
+    fn snapshot(&self) -> Change {
+        let last = self.last.load(Ordering::Acquire);
+        let evidence = self.detail.load().as_deref().and_then(|detail| {
+            Some(Evidence {
+                at: Timestamp::from_millisecond(last).ok()?,
+                who: detail.who.clone(),
+                how: detail.how,
+                what: detail.what.to_owned(),
+            })
+        });
+        Change {
+            workload: self.workload.clone(),
+            last: evidence,
+            open: self.open.load(Ordering::Acquire),
+            working: self.working.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// Lives as long as the exchange it counts.
+#[derive(Debug)]
+pub struct Guard {
+    cell: Arc<Cell>,
+    who: UserName,
+    how: How,
+    working: bool,
+}
+
+impl Guard {
+    pub(crate) fn new(cell: Arc<Cell>, who: UserName, how: How) -> Self {
+        cell.open.fetch_add(1, Ordering::AcqRel);
+        Self { cell, who, how, working: false }
+    }
+
+    /// A person did something just now.
+    pub fn person(&self, what: &'static str, now: Timestamp) {
+        self.cell.record(&self.who, self.how, what, now);
+    }
+
+    /// A person did something that goes on until the guard is dropped, such as a request that is
+    /// being answered: the workload counts as in use for all that time.
+    pub fn person_until_dropped(&mut self, what: &'static str, now: Timestamp) {
+        if !std::mem::replace(&mut self.working, true) {
+            self.cell.working.fetch_add(1, Ordering::AcqRel);
+        }
+        self.person(what, now);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.cell.open.fetch_sub(1, Ordering::AcqRel);
+        if self.working {
+            self.cell.working.fetch_sub(1, Ordering::AcqRel);
+            self.cell.mark_changed();
+        }
+    }
+}
+
+/// A gateway's whole memory of activity.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    cells: Mutex<HashMap<WorkloadRef, Arc<Cell>>>,
+    changes: Arc<Queue>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    cursor: u64,
+    by_cursor: BTreeMap<u64, Arc<Cell>>,
+    cursor_of: HashMap<WorkloadRef, u64>,
+}
+
+/// What a gateway says of one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub workload: WorkloadRef,
+    pub last: Option<Evidence>,
+    pub open: u32,
+    pub working: u32,
+}
+
+/// Everything that changed after a cursor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    pub cursor: u64,
+    pub changes: Vec<Change>,
+}
+
+impl Tracker {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The workload's cell, made at first sight. Called when a route table is built, never per
+    /// request.
+    pub fn cell(&self, workload: &WorkloadRef) -> Arc<Cell> {
+        let mut cells = self.cells.lock();
+        if let Some(cell) = cells.get(workload) {
+            return cell.clone();
+        }
+        let cell = Arc::new(Cell {
+            workload: workload.clone(),
+            last: AtomicI64::new(i64::MIN),
+            detail: ArcSwapOption::empty(),
+            open: AtomicU32::new(0),
+            working: AtomicU32::new(0),
+            queued: AtomicBool::new(false),
+            changes: self.changes.clone(),
+        });
+        cells.insert(workload.clone(), cell.clone());
+        cell
+    }
+
+    /// Forgets workloads that exist no more.
+    pub fn retain(&self, keep: impl Fn(&WorkloadRef) -> bool) {
+        self.cells.lock().retain(|workload, _| keep(workload));
+        let mut log = self.log.lock();
+        let Log { by_cursor, cursor_of, .. } = &mut *log;
+        by_cursor.retain(|_, cell| keep(&cell.workload));
+        cursor_of.retain(|workload, _| keep(workload));
+    }
+
+    /// Costs as much as there were changes, however many workloads sleep. Cursor 0 asks for all.
+    pub fn changes(&self, since: u64) -> Changes {
+        let mut log = self.log.lock();
+        let mut still_working = Vec::new();
+        while let Some(cell) = self.changes.0.pop() {
+            // First the flag, then the reading: a record between the two queues the cell again.
+            cell.queued.store(false, Ordering::Release);
+            log.cursor += 1;
+            let cursor = log.cursor;
+            if let Some(old) = log.cursor_of.insert(cell.workload.clone(), cursor) {
+                log.by_cursor.remove(&old);
+            }
+            if cell.working.load(Ordering::Acquire) > 0 {
+                still_working.push(cell.clone());
+            }
+            log.by_cursor.insert(cursor, cell);
+        }
+        for cell in still_working {
+            cell.mark_changed();
+        }
+        let changes = log.by_cursor.range(since.saturating_add(1)..);
+        Changes { cursor: log.cursor, changes: changes.map(|(_, cell)| cell.snapshot()).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::WorkloadKind;
+
+    fn lab() -> WorkloadRef {
+        WorkloadRef {
+            kind: WorkloadKind::Workspace,
+            project: "alice".parse().unwrap(),
+            name: "lab".parse().unwrap(),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn guard(tracker: &Tracker) -> Guard {
+        Guard::new(tracker.cell(&lab()), "alice".parse().unwrap(), How::Http)
+    }
+
+    #[test]
+    fn presence_is_not_activity() {
+        let tracker = Tracker::new();
+        let _open = guard(&tracker);
+        assert_eq!(tracker.changes(0).changes, []);
+    }
+
+    #[test]
+    fn a_cursor_sees_each_change_once() {
+        let tracker = Tracker::new();
+        let open = guard(&tracker);
+        open.person("run a cell", at(100));
+        let first = tracker.changes(0);
+        let last = first.changes[0].last.as_ref().unwrap();
+        assert_eq!((last.at, last.what.as_str()), (at(100), "run a cell"));
+        assert_eq!(tracker.changes(first.cursor).changes, []);
+        open.person("run a cell", at(101));
+        assert_eq!(tracker.changes(first.cursor).changes.len(), 1);
+        assert_eq!(tracker.changes(0).changes.len(), 1, "a new reader gets the whole story");
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_loses_nothing() {
+        let tracker = Tracker::new();
+        let open = guard(&tracker);
+        open.person("edit", at(100));
+        open.person("edit", at(50));
+        assert_eq!(tracker.changes(0).changes[0].last.as_ref().unwrap().at, at(100));
+    }
+
+    #[test]
+    fn a_request_being_answered_is_reported_until_it_ends() {
+        let tracker = Tracker::new();
+        let mut open = guard(&tracker);
+        open.person_until_dropped("call", at(100));
+        let first = tracker.changes(0);
+        assert_eq!(first.changes[0].working, 1);
+        let second = tracker.changes(first.cursor);
+        assert_eq!(second.changes[0].working, 1, "though nothing was recorded since");
+        drop(open);
+        let third = tracker.changes(second.cursor);
+        assert_eq!((third.changes[0].working, third.changes[0].open), (0, 0));
+        assert_eq!(tracker.changes(third.cursor).changes, []);
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten() {
+        let tracker = Tracker::new();
+        guard(&tracker).person("edit", at(1));
+        assert_eq!(tracker.changes(0).changes.len(), 1);
+        tracker.retain(|_| false);
+        assert_eq!(tracker.changes(0).changes, []);
+    }
+}

@@ -1,0 +1,42 @@
+//! A person or a service account whose credential has been verified.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::name::UserName;
+
+/// Who is asking. Made by [`crate::token::Verifier`], or by the SSH gateway after a proven key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The stable subject (`sub`); never shown to people.
+    pub subject: String,
+    pub user: UserName,
+    pub email: Option<String>,
+    pub groups: Vec<String>,
+    pub credential: Credential,
+}
+
+/// What proved the identity. Goes into audit events, so it holds names and never secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    pub kind: CredentialKind,
+    /// `jti` of a token, fingerprint of a key.
+    pub id: String,
+    /// The sign-in session the credential belongs to, if any (`sid`).
+    pub session: Option<String>,
+    /// When it stops being valid.
+    pub expires_at: Timestamp,
+    /// Scopes granted to it (RFC 6749, section 3.3).
+    pub scopes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CredentialKind {
+    /// A short-lived access token of a signed-in session.
+    AccessToken,
+    /// A personal access token or a service account's token.
+    PersonalAccessToken,
+    /// A registered SSH public key.
+    SshKey,
+}

@@ -1,0 +1,156 @@
+//! The route table: an immutable snapshot of what exists, rebuilt at each change of the cluster.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    access::AccessPolicy,
+    activity::Cell,
+    name::WorkloadName,
+    workload::{Protocol, WorkloadKind, WorkloadRef},
+};
+
+/// Everything that is known of a route when it is built.
+#[derive(Debug, Clone)]
+pub struct RouteSpec {
+    pub workload: WorkloadRef,
+    /// Exact host name, lower case, without port.
+    pub host: String,
+    pub access: AccessPolicy,
+    pub state: State,
+    /// Addresses of pods that are ready.
+    pub endpoints: Vec<SocketAddr>,
+    pub protocol: Protocol,
+    /// How long an API call is held while the workload wakes.
+    pub wake_hold: Duration,
+    pub agent: Option<AgentSpec>,
+}
+
+/// How the SSH agent in the pod is reached: on the pod's address, with a pinned host key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentSpec {
+    pub port: u16,
+    /// In OpenSSH's one-line form, `ssh-ed25519 AAAA...`.
+    pub host_key: String,
+}
+
+/// What the controller last said of the workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "phase")]
+pub enum State {
+    Starting {
+        progress: Progress,
+    },
+    Running,
+    Sleeping,
+    /// Stopped by a person (`spec.replicas: 0`): traffic does not wake it.
+    Stopped,
+    Failed {
+        message: String,
+    },
+}
+
+/// How far a start has come, for the waiting page and SSH's standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    pub step: Step,
+    /// One sentence for a person.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Step {
+    Requested,
+    Scheduled,
+    Starting,
+    AlmostReady,
+}
+
+/// One workload that can be reached. Its endpoints are private on purpose: only a
+/// [`crate::access::Grant`] hands them out.
+#[derive(Debug)]
+pub struct Route {
+    spec: RouteSpec,
+    activity: Arc<Cell>,
+}
+
+impl Route {
+    pub fn new(spec: RouteSpec, activity: Arc<Cell>) -> Self {
+        Self { spec, activity }
+    }
+
+    pub fn workload(&self) -> &WorkloadRef {
+        &self.spec.workload
+    }
+
+    pub fn host(&self) -> &str {
+        &self.spec.host
+    }
+
+    pub fn protocol(&self) -> Protocol {
+        self.spec.protocol
+    }
+
+    pub(crate) fn spec(&self) -> &RouteSpec {
+        &self.spec
+    }
+
+    pub(crate) fn activity(&self) -> &Arc<Cell> {
+        &self.activity
+    }
+}
+
+/// A snapshot: never changed, only replaced.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    by_host: HashMap<String, Arc<Route>>,
+    by_ssh_name: HashMap<WorkloadName, Vec<Arc<Route>>>,
+    /// False until the first full listing of the cluster has arrived. A gateway answers 503 until
+    /// then, and not a 404 that somebody would believe.
+    synced: bool,
+}
+
+impl RouteTable {
+    /// Of two routes with one host the first wins: the caller orders them by age.
+    pub fn new(routes: impl IntoIterator<Item = Arc<Route>>) -> Self {
+        let mut table = Self { synced: true, ..Self::default() };
+        for route in routes {
+            if table.by_host.contains_key(route.host()) {
+                continue;
+            }
+            if route.workload().kind == WorkloadKind::Workspace {
+                let same_name = table.by_ssh_name.entry(route.workload().name.clone());
+                same_name.or_default().push(route.clone());
+            }
+            table.by_host.insert(route.host().to_owned(), route);
+        }
+        table
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_host.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_host.is_empty()
+    }
+
+    /// Exact match; `host` is lower case and without port.
+    pub fn by_host(&self, host: &str) -> Option<&Arc<Route>> {
+        self.by_host.get(host)
+    }
+
+    /// Workspaces of that name, in all projects.
+    pub fn workspaces(&self, name: &str) -> &[Arc<Route>] {
+        self.by_ssh_name.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_host.values()
+    }
+}

@@ -1,0 +1,1 @@
+//! Serves HTTP and WebSocket: the gate, and the engines behind it.

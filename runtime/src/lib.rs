@@ -1,0 +1,1 @@
+//! The plumbing of every service: settings, telemetry, admin endpoint, JWKS refresh, TLS, audit events, shutdown.

@@ -1,0 +1,1 @@
+//! Serves SSH: signs people in, wakes the workload, bridges each channel to the agent in the pod.
