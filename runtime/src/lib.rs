@@ -1,1 +1,16 @@
-//! The plumbing of every service: settings, telemetry, admin endpoint, JWKS refresh, TLS, audit events, shutdown.
+//! The plumbing of every service: settings, telemetry, admin endpoint, key refresh, TLS, audit
+//! events, shutdown.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod activity;
+pub mod admin;
+pub mod audit;
+pub mod health;
+pub mod http;
+pub mod jwks;
+pub mod secret;
+pub mod service;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,49 @@
+//! The admin port of each service: health, readiness, metrics, and what the service adds. Never
+//! reachable from outside.
+
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use prometheus::{Encoder, TextEncoder};
+use tokio::net::TcpListener;
+
+use crate::service::Context;
+
+/// Serves until shutdown.
+pub async fn serve(listener: TcpListener, ctx: Context, extra: Router) -> std::io::Result<()> {
+    let shutdown = ctx.shutdown.clone();
+    let health = ctx.health.clone();
+    let registry = ctx.registry.clone();
+    let ready = move || {
+        let problems = health.problems();
+        async move {
+            let status =
+                if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let lines: Vec<_> =
+                problems.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+            (status, if lines.is_empty() { "ok\n".to_owned() } else { lines.join("\n") + "\n" })
+        }
+    };
+    let metrics = move || {
+        let families = registry.gather();
+        async move {
+            let mut text = Vec::new();
+            match TextEncoder::new().encode(&families, &mut text) {
+                Ok(()) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+                Err(error) => {
+                    tracing::error!(%error, "metrics cannot be encoded");
+                    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+                }
+            }
+        }
+    };
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(extra);
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}

@@ -1,0 +1,176 @@
+//! One schema for all audit events: who did what, to what, from where, by which credential, with
+//! what outcome, when. Written as JSON lines.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use domain::identity::{Credential, CredentialKind};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Lines that may wait for a slow disk: about a second's worth of the busiest gateway.
+const QUEUE: usize = 8192;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Allowed,
+    Denied,
+    Failed,
+}
+
+/// One event, borrowed from where it happened. Holds names and identifiers, never secrets.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    pub who: Option<&'a str>,
+    /// A verb in the past tense: `signed-in`, `opened`, `refused`, `token-issued`.
+    pub did: &'a str,
+    pub to: Option<&'a str>,
+    pub from: Option<IpAddr>,
+    pub credential: Option<&'a Credential>,
+    pub outcome: Outcome,
+    pub detail: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    when: Timestamp,
+    service: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    who: Option<&'a str>,
+    did: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<CredentialName<'a>>,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct CredentialName<'a> {
+    kind: CredentialKind,
+    id: &'a str,
+}
+
+/// Cheap to clone; recording never blocks the caller.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    service: Arc<str>,
+    lines: SyncSender<Vec<u8>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Audit {
+    /// Appends to a file that only its owner can read.
+    pub fn to_file(service: &str, path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        Ok(Self::start(service, Sink::File(file)))
+    }
+
+    pub fn to_stdout(service: &str) -> Self {
+        Self::start(service, Sink::Stdout)
+    }
+
+    /// The same destination under the name of another service of this process.
+    pub fn for_service(&self, service: &str) -> Self {
+        Self { service: service.into(), ..self.clone() }
+    }
+
+    fn start(service: &str, sink: Sink) -> Self {
+        let (lines, queue) = sync_channel(QUEUE);
+        // A thread of its own: writing to a disk may block. It ends with the last sender.
+        thread::spawn(move || write_lines(&queue, sink));
+        Self { service: service.into(), lines, lost: Arc::default() }
+    }
+
+    pub fn record(&self, now: Timestamp, event: Event<'_>) {
+        let Event { who, did, to, from, credential, outcome, detail } = event;
+        let credential = credential.map(|c| CredentialName { kind: c.kind, id: &c.id });
+        let service = &self.service;
+        let line = Line { when: now, service, who, did, to, from, credential, outcome, detail };
+        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
+        bytes.push(b'\n');
+        if self.lines.try_send(bytes).is_err() {
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            // The first and then ever fewer: a full queue must not fill the log too.
+            if lost.is_power_of_two() {
+                tracing::error!(lost, "audit events were lost: the audit log is not keeping up");
+            }
+        }
+    }
+}
+
+enum Sink {
+    File(File),
+    Stdout,
+}
+
+fn write_lines(queue: &Receiver<Vec<u8>>, mut sink: Sink) {
+    while let Ok(line) = queue.recv() {
+        let written = match &mut sink {
+            Sink::File(file) => file.write_all(&line),
+            Sink::Stdout => io::stdout().write_all(&line),
+        };
+        if let Err(error) = written {
+            tracing::error!(%error, "an audit event could not be written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_who_did_what_to_what_from_where_by_what_with_what_outcome_when() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let audit = Audit::to_file("proxy", &path).unwrap();
+        let credential = Credential {
+            kind: CredentialKind::PersonalAccessToken,
+            id: "jti-1".to_owned(),
+            session: None,
+            expires_at: Timestamp::MAX,
+            scopes: vec![],
+        };
+        let event = Event {
+            who: Some("alice"),
+            did: "opened",
+            to: Some("App alice/echo"),
+            from: Some("127.0.0.1".parse().unwrap()),
+            credential: Some(&credential),
+            outcome: Outcome::Allowed,
+            detail: None,
+        };
+        audit.record(Timestamp::from_second(0).unwrap(), event);
+        let text = loop {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if text.ends_with('\n') {
+                break text;
+            }
+            thread::yield_now();
+        };
+        let expected = concat!(
+            r#"{"when":"1970-01-01T00:00:00Z","service":"proxy","who":"alice","did":"opened","#,
+            r#""to":"App alice/echo","from":"127.0.0.1","credential":{"kind":"#,
+            r#""personal-access-token","id":"jti-1"},"outcome":"allowed"}"#,
+            "\n"
+        );
+        assert_eq!(text, expected);
+    }
+}

@@ -1,0 +1,29 @@
+//! The HTTP client for calls between services.
+
+use std::{fs, path::Path, time::Duration};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot read the CA file {path}: {source}")]
+    ReadCa { path: String, source: std::io::Error },
+    #[error("the HTTP client cannot be made: {0}")]
+    Build(#[from] reqwest::Error),
+}
+
+/// Trusts the given authority besides the system's; every call has a deadline. Long polls set a
+/// longer one per request.
+pub fn client(ca: Option<&Path>) -> Result<reqwest::Client, ClientError> {
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .timeout(Duration::from_secs(15))
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")));
+    if let Some(path) = ca {
+        let pem = fs::read(path)
+            .map_err(|source| ClientError::ReadCa { path: path.display().to_string(), source })?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    Ok(builder.build()?)
+}

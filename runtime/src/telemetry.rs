@@ -1,0 +1,20 @@
+//! Logs: pretty on a terminal, JSON otherwise.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::EnvFilter;
+
+/// Pingora logs each broken connection as an error; what matters of it is in our own log.
+const DEFAULT_FILTER: &str = "info,pingora=off,pingora_proxy=off,pingora_core=off";
+
+/// Call once, first thing. `RUST_LOG` sets the filter.
+pub fn init() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_FILTER.into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // Failing means that a subscriber is already there, as in tests: that one serves.
+    let _ = if stderr().is_terminal() {
+        builder.compact().try_init()
+    } else {
+        builder.json().flatten_event(true).with_current_span(false).try_init()
+    };
+}
