@@ -1,1 +1,8 @@
 //! Speaks Kubernetes: the custom resources, watches in and domain snapshots out, wake and status.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod crds;
+pub mod labels;
+pub mod resources;
+pub mod routes;
+pub mod wake;

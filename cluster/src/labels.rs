@@ -1,0 +1,22 @@
+//! Names that our objects carry in the cluster.
+
+/// The API group of the custom resources.
+pub const GROUP: &str = "dormouse.dev";
+
+/// On everything that is made for a workload: the workload's name.
+pub const WORKLOAD: &str = "dormouse.dev/workload";
+
+/// Beside [`WORKLOAD`]: `Workspace` or `App`.
+pub const KIND: &str = "dormouse.dev/kind";
+
+/// On a project's namespace: the project's name. A namespace without it is never taken over.
+pub const PROJECT: &str = "dormouse.dev/project";
+
+/// Recommended by Kubernetes for what a tool manages.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+/// The value of [`MANAGED_BY`], and the field manager of server-side apply.
+pub const MANAGER: &str = "dormouse";
+
+/// Annotation: the last time somebody asked for the workload, RFC 3339. Only ever moves forward.
+pub const WAKE_AT: &str = "dormouse.dev/wake-at";

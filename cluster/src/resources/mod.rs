@@ -1,0 +1,20 @@
+//! The custom resources: group `dormouse.dev`, version `v1alpha1`.
+
+mod app;
+mod batch_job;
+mod parts;
+mod project;
+mod status;
+mod workload;
+mod workspace;
+
+pub use app::{App, AppSpec, Probe};
+pub use batch_job::{BatchJob, BatchJobSpec, BatchJobStatus, JobPhase};
+pub use parts::{
+    DurationText, EnvVar, IdleSpec, OnDelete, ProtocolName, Resources, SecretMount, Sharing,
+    Storage,
+};
+pub use project::{Member, Project, ProjectPolicy, ProjectSpec, ProjectStatus, Quota, Role};
+pub use status::{AgentStatus, IdleStatus, LastActivity, Phase, ProgressStatus, WorkloadStatus};
+pub use workload::WorkloadResource;
+pub use workspace::{Workspace, WorkspaceSpec};

@@ -1,0 +1,114 @@
+//! Watches the cluster and publishes route tables.
+
+mod build;
+mod mirror;
+
+use std::sync::Arc;
+
+use domain::{activity::Tracker, route::RouteTable};
+use futures::{Stream, StreamExt, stream::select};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::{build::Cluster, mirror::Mirror};
+use crate::{
+    labels::WORKLOAD,
+    resources::{App, Project, Workspace},
+};
+
+/// What the table's hosts are made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Hosts are `<name>--<project>.<base_domain>`.
+    pub base_domain: String,
+}
+
+/// Starts watching. The receiver holds an unsynced table until everything has been listed once;
+/// after that it always holds the last whole picture, also while a watch is being made anew.
+pub fn watch(
+    client: Client,
+    options: Options,
+    tracker: Arc<Tracker>,
+    shutdown: CancellationToken,
+) -> watch::Receiver<Arc<RouteTable>> {
+    let (table, receiver) = watch::channel(Arc::new(RouteTable::default()));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = follow(client, options, tracker, table) => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    receiver
+}
+
+enum Change {
+    Project(watcher::Event<Project>),
+    Workspace(watcher::Event<Workspace>),
+    App(watcher::Event<App>),
+    Endpoints(watcher::Event<EndpointSlice>),
+}
+
+/// Most changes that are taken in before a table is made of them.
+const BATCH: usize = 512;
+
+async fn follow(
+    client: Client,
+    options: Options,
+    tracker: Arc<Tracker>,
+    table: watch::Sender<Arc<RouteTable>>,
+) {
+    let mut cluster = Cluster {
+        projects: Mirror::default(),
+        workspaces: Mirror::default(),
+        apps: Mirror::default(),
+        endpoints: Mirror::default(),
+    };
+    let all = watcher::Config::default();
+    let ours = watcher::Config::default().labels(WORKLOAD);
+    let projects = events(Api::<Project>::all(client.clone()), all.clone()).map(Change::Project);
+    let workspaces =
+        events(Api::<Workspace>::all(client.clone()), all.clone()).map(Change::Workspace);
+    let apps = events(Api::<App>::all(client.clone()), all).map(Change::App);
+    let endpoints = events(Api::<EndpointSlice>::all(client), ours).map(Change::Endpoints);
+    let changes = select(
+        select(projects.boxed(), workspaces.boxed()),
+        select(apps.boxed(), endpoints.boxed()),
+    );
+    let mut batches = changes.ready_chunks(BATCH);
+    while let Some(batch) = batches.next().await {
+        for change in batch {
+            match change {
+                Change::Project(event) => cluster.projects.apply(event),
+                Change::Workspace(event) => cluster.workspaces.apply(event),
+                Change::App(event) => cluster.apps.apply(event),
+                Change::Endpoints(event) => cluster.endpoints.apply(event),
+            }
+        }
+        if !cluster.is_synced() {
+            continue;
+        }
+        let next = cluster.route_table(&options, &tracker);
+        tracker.retain(|workload| cluster.contains(workload));
+        table.send_replace(Arc::new(next));
+    }
+}
+
+/// A watch that lists again after errors, with growing pauses, for ever.
+fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Event<K>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    watcher(api, config).default_backoff().filter_map(|event| async {
+        event
+            .inspect_err(|error| {
+                tracing::warn!(%error, kind = %K::kind(&()), "a watch broke off; listing again");
+            })
+            .ok()
+    })
+}
