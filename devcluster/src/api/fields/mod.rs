@@ -1,0 +1,9 @@
+//! Field ownership: server-side apply and `metadata.managedFields`
+//! (structured merge and diff, as Kubernetes documents it).
+
+mod managers;
+mod set;
+mod typed;
+
+pub use managers::{Actor, Managers, Operation, apply, track_update};
+pub use set::{Element, FieldSet};
