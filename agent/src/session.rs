@@ -1,0 +1,357 @@
+//! One session channel: a shell, a command, or file transfer (RFC 4254, section 6).
+//!
+//! The connection's handler answers requests; here they are carried out, in one task per channel.
+
+use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use russh::{
+    Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf,
+    server::{Handle, Msg},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    login::{Login, may_set},
+    process::{self, Pipes, Program},
+    pty::{self, Master, Size},
+    queue, sftp,
+};
+
+/// How much is read from a program at once, in bytes.
+const CHUNK: usize = 32 << 10;
+
+/// Most variables that a client may set.
+const VARIABLES_MAX: usize = 32;
+
+/// The code of a session whose program could not be started.
+const CANNOT_START: u32 = 127;
+
+pub const SFTP: &str = "sftp";
+
+#[derive(Default)]
+struct Setup {
+    terminal: Option<pty::Request>,
+    variables: Vec<(String, String)>,
+}
+
+enum Start {
+    Shell,
+    Exec(Vec<u8>),
+    Sftp,
+}
+
+enum End {
+    Exited(ExitStatus),
+    /// Of file transfer.
+    Done,
+    Failed(String),
+    /// The client closed the channel or is gone: there is nobody to tell.
+    HungUp,
+}
+
+/// Ends when the program or the channel does, or when the agent stops.
+pub async fn run(
+    login: Arc<Login>,
+    channel: Channel<Msg>,
+    handle: Handle,
+    stop: CancellationToken,
+) {
+    let (mut read, write) = channel.split();
+    let work = async {
+        match prepare(&mut read).await {
+            Some((setup, start)) => serve(&login, setup, start, &mut read, &write).await,
+            None => End::HungUp,
+        }
+    };
+    let end = tokio::select! {
+        end = work => end,
+        () = stop.cancelled() => End::HungUp,
+    };
+    finish(&handle, &write, end).await;
+}
+
+async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
+    let mut setup = Setup::default();
+    loop {
+        match read.wait().await? {
+            ChannelMsg::RequestPty {
+                term,
+                col_width,
+                row_height,
+                pix_width,
+                pix_height,
+                terminal_modes,
+                ..
+            } => {
+                let size = Size {
+                    columns: col_width,
+                    rows: row_height,
+                    width: pix_width,
+                    height: pix_height,
+                };
+                setup.terminal = Some(pty::Request { term, size, modes: terminal_modes });
+            }
+            ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
+                if let Some(terminal) = &mut setup.terminal {
+                    terminal.size = Size {
+                        columns: col_width,
+                        rows: row_height,
+                        width: pix_width,
+                        height: pix_height,
+                    };
+                }
+            }
+            ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
+                if may_set(&variable_name) && setup.variables.len() < VARIABLES_MAX {
+                    setup.variables.push((variable_name, variable_value));
+                }
+            }
+            ChannelMsg::RequestShell { .. } => return Some((setup, Start::Shell)),
+            ChannelMsg::Exec { command, .. } => return Some((setup, Start::Exec(command))),
+            ChannelMsg::RequestSubsystem { name, .. } if name == SFTP => {
+                return Some((setup, Start::Sftp));
+            }
+            ChannelMsg::Close => return None,
+            _ => {}
+        }
+    }
+}
+
+async fn serve(
+    login: &Login,
+    setup: Setup,
+    start: Start,
+    read: &mut ChannelReadHalf,
+    write: &ChannelWriteHalf<Msg>,
+) -> End {
+    let mut command = match start {
+        Start::Shell => login.shell(),
+        Start::Exec(line) => login.exec(&line),
+        Start::Sftp => {
+            let (ours, theirs) = tokio::io::duplex(512 << 10);
+            sftp::start(theirs, login.home().to_owned());
+            return transfer(ours, read, write).await;
+        }
+    };
+    command.envs(setup.variables);
+    let started = match &setup.terminal {
+        Some(request) => process::with_terminal(command, request).map(Running::Terminal),
+        None => process::with_pipes(command).map(Running::Pipes),
+    };
+    match started {
+        Ok(Running::Terminal((program, master))) => terminal(program, &master, read, write).await,
+        Ok(Running::Pipes((program, pipes))) => piped(program, pipes, read, write).await,
+        Err(error) => End::Failed(format!("cannot start the shell: {error}")),
+    }
+}
+
+enum Running {
+    Terminal((Program, Master)),
+    Pipes((Program, Pipes)),
+}
+
+async fn terminal(
+    mut program: Program,
+    master: &Master,
+    read: &mut ChannelReadHalf,
+    write: &ChannelWriteHalf<Msg>,
+) -> End {
+    let group = program.group();
+    let (sender, mut receiver) = queue::queue();
+    let exited = CancellationToken::new();
+    let output = terminal_output(master, write, &exited);
+    let wait = async {
+        let status = program.wait().await;
+        exited.cancel();
+        status
+    };
+    let feed = async {
+        while let Some(bytes) = receiver.pop().await {
+            let mut left = &bytes[..];
+            while !left.is_empty() {
+                match master.write(left).await {
+                    Ok(written) => left = left.get(written..).unwrap_or_default(),
+                    Err(_) => return,
+                }
+            }
+        }
+    };
+    let input = inbound(read, sender, |message| match message {
+        ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
+            let (columns, rows, width, height) = (col_width, row_height, pix_width, pix_height);
+            master.resize(Size { columns, rows, width, height });
+        }
+        other => deliver(group, &other),
+    });
+    tokio::select! {
+        ((), status) = async { tokio::join!(output, wait) } => ended(status),
+        () = input => End::HungUp,
+        () = forever(feed) => End::HungUp,
+    }
+}
+
+/// Until the other end is closed, or the program has ended and all that it wrote is read: something
+/// that it left in the background may hold the terminal open.
+async fn terminal_output(
+    master: &Master,
+    write: &ChannelWriteHalf<Msg>,
+    exited: &CancellationToken,
+) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = master.read(&mut buffer) => read.unwrap_or(0),
+            () = exited.cancelled() => master.try_read(&mut buffer).unwrap_or(0),
+        };
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return };
+        if write.data_bytes(Bytes::copy_from_slice(bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn piped(
+    mut program: Program,
+    pipes: Pipes,
+    read: &mut ChannelReadHalf,
+    write: &ChannelWriteHalf<Msg>,
+) -> End {
+    let group = program.group();
+    let (sender, receiver) = queue::queue();
+    let input = inbound(read, sender, |message| deliver(group, &message));
+    let work = async {
+        let (_, _, status) = tokio::join!(
+            copy_out(pipes.stdout, write, None),
+            copy_out(pipes.stderr, write, Some(1)),
+            program.wait(),
+        );
+        status
+    };
+    tokio::select! {
+        status = work => ended(status),
+        () = input => End::HungUp,
+        () = forever(feed(receiver, pipes.stdin)) => End::HungUp,
+    }
+}
+
+async fn transfer(
+    stream: tokio::io::DuplexStream,
+    read: &mut ChannelReadHalf,
+    write: &ChannelWriteHalf<Msg>,
+) -> End {
+    let (from, to) = tokio::io::split(stream);
+    let (sender, receiver) = queue::queue();
+    tokio::select! {
+        _ = copy_out(from, write, None) => End::Done,
+        () = inbound(read, sender, |_| ()) => End::HungUp,
+        () = forever(feed(receiver, to)) => End::HungUp,
+    }
+}
+
+/// Ends when the channel is closed, and not at the end of the input.
+async fn inbound(
+    read: &mut ChannelReadHalf,
+    sender: queue::Sender,
+    mut request: impl FnMut(ChannelMsg),
+) {
+    let mut sender = Some(sender);
+    while let Some(message) = read.wait().await {
+        match message {
+            ChannelMsg::Data { data } => {
+                if let Some(open) = &sender
+                    && open.push(data).await.is_err()
+                {
+                    sender = None;
+                }
+            }
+            ChannelMsg::Eof => sender = None,
+            ChannelMsg::Close => return,
+            other => request(other),
+        }
+    }
+}
+
+fn deliver(group: Option<nix::unistd::Pid>, message: &ChannelMsg) {
+    if let ChannelMsg::Signal { signal } = message
+        && let (Some(group), Some(signal)) = (group, process::signal(signal))
+    {
+        let _ = nix::sys::signal::killpg(group, signal);
+    }
+}
+
+/// Writes what arrives, then closes the writer.
+pub async fn feed(mut receiver: queue::Receiver, mut writer: impl AsyncWrite + Unpin) {
+    while let Some(bytes) = receiver.pop().await {
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}
+
+/// `extended` is the data type code of RFC 4254, section 5.2: 1 for standard error.
+pub async fn copy_out(
+    mut reader: impl AsyncRead + Unpin,
+    write: &ChannelWriteHalf<Msg>,
+    extended: Option<u32>,
+) -> io::Result<()> {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(CHUNK);
+        if reader.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+        let bytes = buffer.split().freeze();
+        let sent = match extended {
+            None => write.data_bytes(bytes).await,
+            Some(code) => write.extended_data_bytes(code, bytes).await,
+        };
+        sent.map_err(io::Error::other)?;
+    }
+}
+
+/// For a branch of a select whose end is nobody's end.
+pub async fn forever(work: impl Future<Output = ()>) {
+    work.await;
+    std::future::pending().await
+}
+
+fn ended(status: io::Result<ExitStatus>) -> End {
+    match status {
+        Ok(status) => End::Exited(status),
+        Err(error) => End::Failed(format!("cannot wait for the program: {error}")),
+    }
+}
+
+async fn finish(handle: &Handle, write: &ChannelWriteHalf<Msg>, end: End) {
+    let id = write.id();
+    // Errors mean that the connection is gone.
+    match end {
+        End::Exited(status) => {
+            if let Some(signal) = status.signal() {
+                let (name, core) = (process::name(signal), status.core_dumped());
+                let _ = write.eof().await;
+                let _ =
+                    handle.exit_signal_request(id, name, core, String::new(), String::new()).await;
+            } else {
+                let code = status.code().and_then(|code| u32::try_from(code).ok());
+                let _ = write.eof().await;
+                let _ = write.exit_status(code.unwrap_or(CANNOT_START)).await;
+            }
+        }
+        End::Done => {
+            let _ = write.eof().await;
+            let _ = write.exit_status(0).await;
+        }
+        End::Failed(reason) => {
+            let line = format!("dormouse: {reason}\r\n");
+            let _ = write.extended_data_bytes(1, line.into_bytes()).await;
+            let _ = write.exit_status(CANNOT_START).await;
+        }
+        End::HungUp => {}
+    }
+    let _ = write.close().await;
+}
