@@ -1,0 +1,59 @@
+# Everything is built with one set of features and one profile (--workspace), so that nothing is
+# compiled twice; only clippy's check is apart.
+
+CARGO ?= cargo
+# Extra flags for `dormouse dev`: make dev ARGS='--idle-after 5m'
+ARGS ?=
+# Names of end-to-end tests to run: make e2e TESTS='ssh api'
+TESTS ?=
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DORMOUSE := $(TARGET)/debug/dormouse
+# What scripts/setup installed comes first.
+export PATH := $(CURDIR)/.dev/venv/bin:$(CURDIR)/.dev/lint/bin:$(CURDIR)/.dev/node/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help dev build test unit e2e lint bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: ## Install what is missing, build, and run the whole system on this machine
+	@scripts/setup build dev
+	$(CARGO) build --workspace --bins
+	$(DORMOUSE) dev --data-dir .dev/data $(ARGS)
+
+build: ## Build the dormouse binary
+	@scripts/setup build
+	$(CARGO) build --workspace --bins
+
+test: unit e2e ## Run every test: unit tests, then end to end with real clients
+
+unit: ## Run the unit tests
+	@scripts/setup build
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace; \
+	else \
+		$(CARGO) test --workspace; \
+	fi
+
+e2e: ## Run the end-to-end tests: browser, OpenSSH, kubectl, JupyterLab, Streamlit
+	@scripts/setup build test
+	$(CARGO) build --workspace --bins
+	cd e2e && CARGO_TARGET_DIR=$(abspath $(TARGET)) node run.js $(TESTS)
+
+lint: ## Check formatting, clippy, licences and crates, and the project's own invariants
+	@scripts/setup build lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) deny check bans licenses sources
+	$(CARGO) build --workspace --bins
+	$(TARGET)/debug/xtask check
+
+bench: ## Run the micro benchmarks
+	@scripts/setup build
+	$(CARGO) bench --workspace
+
+clean: ## Remove what was built and what `make dev` and `make test` installed and left
+	$(CARGO) clean
+	rm -rf .dev e2e/node_modules e2e/artifacts

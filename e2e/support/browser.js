@@ -1,0 +1,79 @@
+// Chromium through playwright-core, with the development authority in its trust store: certificates
+// are verified as in a person's browser.
+
+import { mkdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { chromium } from 'playwright-core';
+
+import { needs, run, which } from './command.js';
+import { repository, temporaryFolder } from './instance.js';
+
+const candidates = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome'];
+const executablePath = candidates.filter(Boolean).map(which).find(Boolean);
+
+/** Options for `test()`: skips with the reason when there is no browser. */
+export const needsBrowser = executablePath
+  ? needs('certutil')
+  : { skip: 'Chromium not found on this machine; set CHROMIUM to a browser of its family' };
+
+/** Nothing that talks to anybody but the pages opened. */
+const quiet = ['--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+/** A browser that trusts the instance's authority. */
+export async function launchBrowser(instance) {
+  const home = temporaryFolder('browser');
+  const store = path.join(home, '.pki', 'nssdb');
+  mkdirSync(store, { recursive: true });
+  const database = `sql:${store}`;
+  await certutil('-N', '-d', database, '--empty-password');
+  await certutil('-A', '-d', database, '-t', 'C,,', '-n', 'dormouse development', '-i', instance.ready.ca);
+  return chromium.launch({
+    executablePath,
+    args: [...quiet, '--disable-gpu', '--disable-quic', '--no-first-run'],
+    env: { ...process.env, HOME: home },
+  });
+}
+
+async function certutil(...args) {
+  const { code, stderr } = await run('certutil', args);
+  if (code !== 0) throw new Error(`certutil ${args.join(' ')}: ${stderr}`);
+}
+
+/** Fills in the sign-in page that is shown, and sends it. */
+export async function fillSignIn(page, { name, password }) {
+  await page.getByLabel(/user ?name|name|e-?mail/i).first().fill(name);
+  await page.locator('input[type=password]').fill(password);
+  await page.locator('form:has(input[type=password]) [type=submit], form:has(input[type=password]) button').first().click();
+}
+
+const artifacts = path.join(repository, 'e2e', 'artifacts');
+
+/** A picture for the documentation, when DORMOUSE_E2E_SCREENSHOTS=1. */
+export async function picture(page, name) {
+  if (process.env.DORMOUSE_E2E_SCREENSHOTS !== '1') return;
+  const folder = path.join(repository, 'docs', 'images');
+  mkdirSync(folder, { recursive: true });
+  await page.screenshot({ path: path.join(folder, `${name}.png`) });
+}
+
+/** Runs `story(page)`; when it fails, what the page showed goes to the artifacts. */
+export async function withPage(browser, name, options, story) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
+  const page = await context.newPage();
+  const said = [];
+  page.on('console', (message) => said.push(`${message.type()}: ${message.text()}`));
+  page.on('requestfailed', (failed) => said.push(`failed: ${failed.url()} ${failed.failure()?.errorText}`));
+  try {
+    return await story(page, context);
+  } catch (error) {
+    mkdirSync(artifacts, { recursive: true });
+    const file = path.join(artifacts, `${name}.png`);
+    await page.screenshot({ path: file }).catch(() => {});
+    writeFileSync(path.join(artifacts, `${name}.console.log`), `${page.url()}\n${said.join('\n')}\n`);
+    throw new Error(`${error.message}\n(at ${page.url()}; what it showed: ${path.relative(repository, file)})`, {
+      cause: error,
+    });
+  } finally {
+    await context.close();
+  }
+}

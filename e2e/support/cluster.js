@@ -1,0 +1,140 @@
+// Looking at the custom resources through the Kubernetes API, with the kubeconfig of an instance.
+// Reads as little of a kubeconfig as tests need: one cluster, one user.
+
+import https from 'node:https';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { until } from './deadline.js';
+
+const GROUP = '/apis/dormouse.dev/v1alpha1';
+
+function credentials(file) {
+  const text = readFileSync(file, 'utf8');
+  const field = (name) => new RegExp(`^\\s*(?:- )?${name}:\\s*"?([^"\\n]+?)"?\\s*$`, 'm').exec(text)?.[1];
+  const bytes = (name) => {
+    const inline = field(`${name}-data`);
+    if (inline) return Buffer.from(inline, 'base64');
+    const named = field(name);
+    return named && readFileSync(path.resolve(path.dirname(file), named));
+  };
+  return {
+    server: field('server'),
+    token: field('token'),
+    ca: bytes('certificate-authority'),
+    cert: bytes('client-certificate'),
+    key: bytes('client-key'),
+  };
+}
+
+function get(instance, pathname) {
+  const { server, token, ...tls } = credentials(instance.ready.kubeconfig);
+  const headers = { accept: 'application/json', ...(token ? { authorization: `Bearer ${token}` } : {}) };
+  return new Promise((resolve, reject) => {
+    https
+      .get(new URL(pathname, server), { ...tls, headers, agent: false }, resolve)
+      .on('error', reject);
+  });
+}
+
+async function getJson(instance, pathname) {
+  const response = await get(instance, pathname);
+  const chunks = [];
+  for await (const chunk of response) chunks.push(chunk);
+  const text = Buffer.concat(chunks).toString();
+  if (response.statusCode !== 200) throw new Error(`GET ${pathname}: ${response.statusCode} ${text}`);
+  return JSON.parse(text);
+}
+
+const plural = { Workspace: 'workspaces', App: 'apps' };
+
+/** The custom resource of a workload, found by name in whatever namespace it is in. */
+export async function resource(instance, kind, name) {
+  const list = await getJson(instance, `${GROUP}/${plural[kind]}`);
+  const found = list.items.find(({ metadata }) => metadata.name === name);
+  if (!found) throw new Error(`the cluster has no ${kind} ${name}`);
+  return found;
+}
+
+/** Pods of a namespace whose name starts with the workload's. */
+export async function podsOf(instance, { metadata: { namespace, name } }) {
+  const list = await getJson(instance, `/api/v1/namespaces/${namespace}/pods`);
+  return list.items.filter(({ metadata }) => metadata.name.startsWith(`${name}-`));
+}
+
+/** Follows the phase of one workload by a watch: `history` is `[{ at, phase }]`, changes only. */
+export class PhaseWatch {
+  history = [];
+  #closed = false;
+  #response;
+  #failure;
+
+  constructor(instance, kind, name) {
+    this.name = name;
+    this.#follow(instance, kind, name).catch((error) => {
+      this.#failure = error;
+    });
+  }
+
+  get phase() {
+    return this.history.at(-1)?.phase;
+  }
+
+  #note(object) {
+    const phase = object.status?.phase;
+    if (phase && phase !== this.phase) this.history.push({ at: Date.now(), phase });
+  }
+
+  async #follow(instance, kind, name) {
+    while (!this.#closed) {
+      const found = await resource(instance, kind, name);
+      this.#note(found);
+      const { namespace } = found.metadata;
+      const query = `watch=1&fieldSelector=metadata.name%3D${name}`;
+      const version = `resourceVersion=${found.metadata.resourceVersion}`;
+      const url = `${GROUP}/namespaces/${namespace}/${plural[kind]}?${query}&${version}`;
+      this.#response = await get(instance, url);
+      this.#response.setEncoding('utf8');
+      let pending = '';
+      try {
+        for await (const chunk of this.#response) {
+          pending += chunk;
+          const lines = pending.split('\n');
+          pending = lines.pop();
+          for (const line of lines) {
+            const { type, object } = JSON.parse(line);
+            if (type === 'ADDED' || type === 'MODIFIED') this.#note(object);
+          }
+        }
+      } catch (error) {
+        if (!this.#closed && error.code !== 'ECONNRESET') throw error;
+      }
+    }
+  }
+
+  /** Waits until the phase is that one. */
+  async reaches(phase, within) {
+    try {
+      await until(
+        `${this.name} to be ${phase}`,
+        () => {
+          if (this.#failure) throw this.#failure;
+          return this.phase === phase;
+        },
+        { within, every: 100 },
+      );
+    } catch (error) {
+      throw new Error(`${error.message}; it was ${JSON.stringify(this.history)}`, { cause: error });
+    }
+  }
+
+  /** Forgets what was before; the present phase stays as the first of the history. */
+  restart() {
+    this.history = this.history.slice(-1);
+  }
+
+  close() {
+    this.#closed = true;
+    this.#response?.destroy();
+  }
+}

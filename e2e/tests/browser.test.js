@@ -1,0 +1,115 @@
+// A person with a browser.
+
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+
+import { fillSignIn, launchBrowser, needsBrowser, picture, withPage } from '../support/browser.js';
+import { sharedInstance } from '../support/instance.js';
+
+const instance = await sharedInstance();
+const alice = instance.user('alice');
+let browser;
+if (!needsBrowser.skip) {
+  browser = await launchBrowser(instance);
+  after(() => browser.close());
+}
+
+/** Skips when there is no browser, or no workload to look at. */
+function needsWorkload(name) {
+  if (needsBrowser.skip) return needsBrowser;
+  const skip = `the instance has no \`${name}\`: JupyterLab and Streamlit need Python`;
+  return instance.workload(name) ? {} : { skip };
+}
+
+/** Opens a page as somebody who is not signed in, and signs in. */
+async function openSignedIn(page, user, url) {
+  await page.goto(url);
+  assert.equal(new URL(page.url()).origin, new URL(instance.ready.issuer).origin, 'the sign-in page');
+  await fillSignIn(page, user);
+  await page.waitForURL((now) => now.hostname === new URL(url).hostname);
+}
+
+test('the sign-in page fits a phone', needsBrowser, async () => {
+  const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
+  await withPage(browser, 'sign-in-phone', phone, async (page) => {
+    await page.goto(instance.url('echo'));
+    const password = page.locator('input[type=password]');
+    await password.waitFor();
+    const { content, window } = await page.evaluate(() => ({
+      content: document.scrollingElement.scrollWidth,
+      window: globalThis.innerWidth,
+    }));
+    assert.ok(content <= window, `the page is ${content} wide in a window of ${window}`);
+    const { height, width } = await password.boundingBox();
+    assert.ok(height >= 40 && width >= 250, `a finger hits a field of ${width} by ${height}`);
+    const size = await password.evaluate((field) => Number.parseFloat(getComputedStyle(field).fontSize));
+    assert.ok(size >= 16, 'a phone zooms in on a field with smaller letters');
+    await picture(page, 'sign-in-phone');
+  });
+});
+
+test('a wrong password says so and asks again', needsBrowser, async () => {
+  await withPage(browser, 'wrong-password', {}, async (page) => {
+    await page.goto(instance.url('echo'));
+    await picture(page, 'sign-in');
+    await fillSignIn(page, { name: 'alice', password: 'not the password' });
+    await page.getByRole('alert').waitFor();
+    assert.equal(new URL(page.url()).origin, new URL(instance.ready.issuer).origin);
+    await fillSignIn(page, alice);
+    await page.waitForURL((now) => now.hostname === new URL(instance.url('echo')).hostname);
+  });
+});
+
+test('alice runs print(6*7) in a new notebook and sees 42', { ...needsWorkload('lab'), timeout: 180_000 }, async () => {
+  await withPage(browser, 'lab', {}, async (page) => {
+    await openSignedIn(page, alice, instance.url('lab', '/lab?reset'));
+    await page.locator('.jp-LauncherCard[data-category="Notebook"]').first().click({ timeout: 90_000 });
+    const cell = page.locator('.jp-Notebook .jp-CodeCell .cm-content').first();
+    await cell.click();
+    await page.keyboard.type('print(6*7)');
+    await page.keyboard.press('Shift+Enter');
+    const output = page.locator('.jp-OutputArea-output').first();
+    await output.waitFor({ timeout: 90_000 });
+    assert.equal((await output.innerText()).trim(), '42');
+    await page.getByRole('button', { name: 'No', exact: true }).click({ timeout: 2_000 }).catch(() => {});
+    await picture(page, 'lab');
+  });
+});
+
+test('alice moves a slider of the dashboard and the page changes', { ...needsWorkload('dashboard'), timeout: 120_000 }, async () => {
+  await withPage(browser, 'dashboard', {}, async (page) => {
+    await openSignedIn(page, alice, instance.url('dashboard'));
+    const slider = page.getByRole('slider', { name: 'Learning rate' });
+    await slider.waitFor({ timeout: 60_000 });
+    const steps = page.getByTestId('stMetricValue').nth(1);
+    const before = await steps.innerText();
+    await slider.focus();
+    for (let step = 0; step < 20; step += 1) await page.keyboard.press('ArrowRight');
+    await page.getByText('At a learning rate of 0.25').waitFor();
+    assert.notEqual(await steps.innerText(), before);
+    await page.getByTestId('stVegaLiteChart').waitFor();
+    await picture(page, 'dashboard');
+  });
+});
+
+test('one sign-in is enough for all hosts', { ...needsWorkload('dashboard'), timeout: 120_000 }, async () => {
+  await withPage(browser, 'single-sign-on', {}, async (page) => {
+    await openSignedIn(page, alice, instance.url('echo'));
+    await page.goto(instance.url('dashboard'));
+    assert.equal(new URL(page.url()).hostname, new URL(instance.url('dashboard')).hostname);
+    await page.getByRole('slider', { name: 'Learning rate' }).waitFor({ timeout: 60_000 });
+  });
+});
+
+test('bob, signed in, gets 404 on alice\'s hosts', needsBrowser, async () => {
+  await withPage(browser, 'bob', {}, async (page) => {
+    await page.goto(instance.url('echo'));
+    await fillSignIn(page, instance.user('bob'));
+    await page.waitForURL((now) => now.hostname === new URL(instance.url('echo')).hostname);
+    for (const { name, url } of instance.ready.workloads) {
+      const response = await page.goto(url);
+      assert.equal(response.status(), 404, name);
+    }
+    await picture(page, 'not-found');
+  });
+});

@@ -1,0 +1,146 @@
+// kubectl, as an operator uses it.
+
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+
+import { request } from '../support/client.js';
+import { needs, run, which } from '../support/command.js';
+import { until } from '../support/deadline.js';
+import { resource } from '../support/cluster.js';
+import { sharedInstance } from '../support/instance.js';
+
+/** Older ones look for a schema in a form that API servers no longer offer. */
+const MINOR_MIN = 27;
+
+async function tooOld() {
+  if (!which('kubectl')) return {};
+  const { stdout } = await run('kubectl', ['version', '--client', '--output=json']);
+  const { major, minor } = JSON.parse(stdout).clientVersion;
+  const old = Number(major) === 1 && Number.parseInt(minor, 10) < MINOR_MIN;
+  return old ? { skip: `kubectl ${major}.${minor} is older than 1.${MINOR_MIN}` } : {};
+}
+
+const instance = await sharedInstance();
+const options = { ...(await tooOld()), ...needs('kubectl') };
+const { namespace } = (await resource(instance, 'App', 'echo')).metadata;
+
+function kubectl(args, input) {
+  return run('kubectl', ['--kubeconfig', instance.ready.kubeconfig, ...args], { input });
+}
+
+/** kubectl that must succeed; answers its standard output. */
+async function ok(...args) {
+  const { code, stdout, stderr } = await kubectl(args);
+  assert.equal(code, 0, `kubectl ${args.join(' ')}: ${stderr}`);
+  return stdout;
+}
+
+/** The row of one name in a table, as an object by column title. */
+function row(table, name) {
+  const [head, ...lines] = table.trimEnd().split('\n');
+  const columns = [...head.matchAll(/\S+(?: \S+)*/g)].map((match) => ({ title: match[0], from: match.index }));
+  const line = lines.find((one) => new RegExp(`(^|\\s)${name}\\s`).test(one));
+  if (!line) return undefined;
+  return Object.fromEntries(
+    columns.map(({ title, from }, index) => [title, line.slice(from, columns[index + 1]?.from).trim()]),
+  );
+}
+
+test('get shows state, last activity and URL', options, async () => {
+  await request(instance, instance.url('echo'), { token: instance.token('alice'), method: 'POST' });
+  const seen = await until('echo running, with its last activity', async () => {
+    const apps = row(await ok('get', 'apps', '-A'), 'echo');
+    const activity = Object.entries(apps ?? {}).find(([title]) => title.includes('ACTIV'))?.[1];
+    return Object.values(apps ?? {}).includes('Running') && activity && !activity.startsWith('<') && apps;
+  });
+  assert.ok(Object.values(seen).some((cell) => cell.startsWith(`https://${new URL(instance.url('echo')).hostname}`)));
+  if (instance.workload('lab')) {
+    const lab = row(await ok('get', 'workspaces', '-A'), 'lab');
+    assert.ok(Object.values(lab).some((cell) => cell.startsWith('https://')), JSON.stringify(lab));
+  }
+  const both = await ok('get', 'workspaces,apps', '-A');
+  assert.match(both, /echo/);
+});
+
+test('describe tells conditions and spec', options, async () => {
+  const text = await ok('describe', 'app', 'echo', '-n', namespace);
+  assert.match(text, /^Name:\s+echo$/m);
+  assert.match(text, /Conditions:/);
+  assert.match(text, /Phase:\s+Running/);
+});
+
+const app = (name, spec = {}) =>
+  JSON.stringify({
+    apiVersion: 'dormouse.dev/v1alpha1',
+    kind: 'App',
+    metadata: { name, namespace },
+    spec,
+  });
+
+/** An app like echo, under another name. */
+async function copyOfEcho(name) {
+  const { spec } = await resource(instance, 'App', 'echo');
+  const { code, stderr, stdout } = await kubectl(['apply', '-f', '-'], app(name, spec));
+  assert.equal(code, 0, stderr);
+  return stdout;
+}
+
+test('apply makes an app, scale stops and starts it, logs are its own, delete leaves nothing', { ...options, timeout: 180_000 }, async () => {
+  const name = 'second-echo';
+  after(() => kubectl(['delete', 'app', name, '-n', namespace, '--ignore-not-found']));
+  assert.match(await copyOfEcho(name), /second-echo created/);
+  assert.match(await copyOfEcho(name), /second-echo (unchanged|configured)/);
+
+  const { status } = await until('its URL', async () => {
+    const found = await resource(instance, 'App', name);
+    return found.status?.url && found;
+  });
+  const answers = async () => {
+    const { status: code } = await request(instance, status.url, { token: instance.token('alice') });
+    return code;
+  };
+  await until('it to answer', async () => (await answers()) === 200, { within: 60_000 });
+
+  const deployments = await ok('get', 'deployments', '-n', namespace);
+  assert.match(deployments, /second-echo/);
+  const logs = await until('logs', async () => ok('logs', `deployment/${name}`, '-n', namespace));
+  assert.ok(logs.trim().length > 0);
+
+  assert.match(await ok('scale', 'app', name, '-n', namespace, '--replicas=0'), /scaled/);
+  const phase = async () => (await resource(instance, 'App', name)).status?.phase;
+  await until('it to be Stopped', async () => (await phase()) === 'Stopped');
+  await until('its pods to be gone', async () => !(await ok('get', 'pods', '-n', namespace)).includes(`${name}-`));
+  assert.match(await ok('scale', 'app', name, '-n', namespace, '--replicas=1'), /scaled/);
+  await until('it to run again', async () => (await phase()) === 'Running', { within: 60_000 });
+  await until('it to answer again', async () => (await answers()) === 200);
+
+  assert.match(await ok('delete', 'app', name, '-n', namespace), /deleted/);
+  await until('what it owned to be gone', async () => {
+    const left = await ok('get', 'deployments,services,pods,endpointslices', '-n', namespace);
+    return !left.includes(`${name}-`) && !left.includes(`/${name} `);
+  });
+  await until('its host to be nobody\'s', async () => (await answers()) === 404);
+});
+
+test('an invalid resource is refused in one line that names the field', options, async () => {
+  const { spec } = await resource(instance, 'App', 'echo');
+  const wrong = [
+    ['a field that is not there', app('wrong', { ...spec, prot: 8080 }), /"spec\.prot"/],
+    ['a port out of range', app('wrong', { ...spec, port: 70_000 }), /spec\.port: .*70000/],
+    ['a name that makes no host', app('wrong--name', spec), /metadata\.name must be/],
+  ];
+  for (const [what, input, pattern] of wrong) {
+    const { code, stderr } = await kubectl(['apply', '-f', '-'], input);
+    assert.notEqual(code, 0, `${what} was taken`);
+    assert.match(stderr, pattern, what);
+    assert.equal(stderr.trim().split('\n').length, 1, `${what}: ${stderr}`);
+  }
+  await assert.rejects(resource(instance, 'App', 'wrong'), /no App wrong/);
+});
+
+test('a resource with a value of the wrong type is refused, with the field\'s name', options, async () => {
+  const { spec } = await resource(instance, 'App', 'echo');
+  const { code, stderr } = await kubectl(['apply', '-f', '-'], app('wrong', { ...spec, port: 'many' }));
+  assert.notEqual(code, 0);
+  assert.match(stderr, /spec\.port/);
+});
