@@ -1,1 +1,105 @@
 //! The control-plane controllers, through a kube client alone.
+//!
+//! Each controller is a pure plan (what there is -> what to do next) and a thin driver: watches put keys on a queue,
+//! the driver plans and acts. Nothing is kept between two looks that the cluster does not hold, so everything
+//! converges after a restart at any point.
+
+mod cache;
+mod cluster;
+mod deployment;
+mod endpointslice;
+mod events;
+mod gc;
+mod names;
+mod namespace;
+mod node;
+mod pods;
+mod quantity;
+mod queue;
+mod replicaset;
+mod scheduler;
+mod statefulset;
+mod volume;
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Why a reconcile failed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the API server refused or failed: {0}")]
+    Api(#[source] Box<kube::Error>),
+    #[error("the API server did not answer in time")]
+    Deadline,
+}
+
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(Box::new(error))
+    }
+}
+
+impl Error {
+    fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Api(error) => match &**error {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            Self::Deadline => None,
+        }
+    }
+
+    /// Somebody else changed the object, or it is gone: the next look sees how it is now.
+    fn is_conflict(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 409 || status.code == 404)
+    }
+}
+
+/// Runs all controllers until `shutdown`.
+pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    let (events, record) = events::Recorder::new(client.clone(), shutdown.clone());
+    let cluster = Arc::new(cluster::Cluster::new(client.clone(), events));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(record);
+
+    // Controllers hear of changes before the watches start, and work once all of them have begun.
+    let mut controllers: Vec<futures::future::BoxFuture<'static, ()>> = Vec::new();
+    controllers.push(Box::pin(statefulset::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(deployment::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(replicaset::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(endpointslice::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(scheduler::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(volume::start(cluster.clone(), shutdown.clone())));
+    controllers.push(Box::pin(volume::start_protection(cluster.clone(), shutdown.clone())));
+
+    controllers.push(Box::pin(node::start(cluster.clone(), shutdown.clone())));
+    let inventory = gc::Inventory::new(client);
+    controllers.push(Box::pin(namespace::start(
+        cluster.clone(),
+        inventory.clone(),
+        shutdown.clone(),
+    )));
+    controllers.push(Box::pin(gc::start(&cluster, inventory, shutdown.clone())));
+
+    cluster.follow(&mut tasks, &shutdown);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = cluster.synced() => {
+            for controller in controllers {
+                tasks.spawn(controller);
+            }
+        }
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!("a controller ended by a fault of its own: {error}");
+        }
+    }
+    Ok(())
+}
