@@ -1,1 +1,71 @@
-//! Creates the Kubernetes resources, gathers activity and applies the idle verdict.
+//! Creates what lies under a workload, gathers activity from the gateways, and applies the idle
+//! verdict.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod agent_key;
+mod config;
+mod gather;
+mod idle;
+mod manifest;
+mod metrics;
+mod phase;
+mod project;
+mod workload;
+
+use std::sync::Arc;
+
+use cluster::resources::{App, Project, Workspace};
+use kube::{
+    Client,
+    runtime::{events::Recorder, reflector::Store},
+};
+use runtime::service::Context;
+
+pub use self::config::{AgentConfig, Config, IdleConfig};
+use self::metrics::Metrics;
+
+/// What every reconciler needs.
+struct Shared {
+    client: Client,
+    config: Config,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+/// Local copies of the custom resources, kept by the watches of the reconcilers.
+#[derive(Clone)]
+struct Stores {
+    workspaces: Store<Workspace>,
+    apps: Store<App>,
+}
+
+/// Runs until shutdown.
+pub async fn serve(
+    config: Config,
+    client: Client,
+    http: reqwest::Client,
+    ctx: Context,
+) -> anyhow::Result<()> {
+    let metrics = Metrics::new(&ctx.registry)?;
+    let reporter = kube::runtime::events::Reporter {
+        controller: cluster::labels::MANAGER.to_owned(),
+        instance: None,
+    };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let shared = Arc::new(Shared { client, config, recorder, metrics });
+
+    let workspaces = workload::controller::<Workspace>(&shared);
+    let apps = workload::controller::<App>(&shared);
+    let stores = Stores { workspaces: workspaces.store(), apps: apps.store() };
+    let projects = project::run(shared.clone(), ctx.shutdown.clone());
+    let workspaces =
+        workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone());
+    let apps = workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone());
+    let idle = idle::run(shared, stores, http, ctx.clone());
+    ctx.health.set("controller", Ok(()));
+    tokio::join!(projects, workspaces, apps, idle);
+    Ok(())
+}
+
+/// The API of a project's namespace or of the cluster.
+type Projects = kube::Api<Project>;

@@ -1,0 +1,71 @@
+//! The controller's settings.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use url::Url;
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Hosts of workloads are `<name>--<project>.<base_domain>`.
+    pub base_domain: String,
+    /// Added to the URLs that people are shown, when it is not 443.
+    #[serde(default)]
+    pub external_port: Option<u16>,
+    /// Admin addresses of every gateway, HTTP and SSH. No verdict is given while one is silent.
+    #[serde(deserialize_with = "urls")]
+    #[schemars(with = "Vec<String>")]
+    pub gateways: Vec<Url>,
+    #[serde(default)]
+    pub idle: IdleConfig,
+    pub agent: AgentConfig,
+}
+
+fn urls<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Url>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let parse = |text: &String| {
+        let wrong = |error| {
+            D::Error::custom(format!("{text} is no URL such as http://10.0.0.1:9090/: {error}"))
+        };
+        Url::parse(text).map_err(wrong)
+    };
+    texts.iter().map(parse).collect()
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdleConfig {
+    /// Sleep after this long without a person's doing, unless the workload says otherwise.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub after: Duration,
+    /// How often the gateways are asked.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub gather_every: Duration,
+    /// A sleep is announced this long before, at most half of `after`.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub warn_before: Duration,
+}
+
+impl Default for IdleConfig {
+    fn default() -> Self {
+        Self {
+            after: Duration::from_secs(30 * 60),
+            gather_every: Duration::from_secs(5),
+            warn_before: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The image that holds the `dormouse` program; an init step copies it into workspaces.
+    pub image: String,
+    /// The SSH gateway's public key, `ssh-ed25519 AAAA...`: the only one that agents trust.
+    pub gateway_key: String,
+}

@@ -1,0 +1,327 @@
+//! What lies under a workload, as manifests for server-side apply: only the fields that are ours.
+
+use std::collections::BTreeMap;
+
+use cluster::{
+    labels,
+    resources::{App, EnvVar, OnDelete, Resources, SecretMount, WorkloadResource, Workspace},
+};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::{agent_key, config::AgentConfig};
+
+/// Where the agent listens, on the pod's address.
+pub const AGENT_PORT: u16 = 2022;
+const AGENT_FOLDER: &str = "/run/dormouse";
+const AGENT_KEYS: &str = "/run/dormouse-keys";
+
+/// Labels of everything that is made for the workload.
+pub fn labels_of<W: WorkloadResource>(object: &W) -> BTreeMap<&'static str, String> {
+    [
+        (labels::MANAGED_BY, labels::MANAGER.to_owned()),
+        (labels::WORKLOAD, object.name_any()),
+        (labels::KIND, W::KIND.to_string()),
+    ]
+    .into()
+}
+
+/// Selects the workload's pods. Immutable in a StatefulSet and a Deployment, so kept small.
+pub fn selector_of<W: WorkloadResource>(object: &W) -> BTreeMap<&'static str, String> {
+    let mut selector = labels_of(object);
+    selector.remove(labels::MANAGED_BY);
+    selector
+}
+
+/// As one line, for lists and for the scale subresource.
+pub fn selector_text<W: WorkloadResource>(object: &W) -> String {
+    let terms: Vec<_> =
+        selector_of(object).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    terms.join(",")
+}
+
+fn metadata<W: WorkloadResource>(object: &W, name: &str) -> Value {
+    json!({
+        "name": name,
+        "namespace": object.namespace(),
+        "labels": labels_of(object),
+        "ownerReferences": [object.controller_owner_ref(&())],
+    })
+}
+
+/// A headless Service for a workspace, so that its pod has a name; a common one for an app.
+pub fn service<W: WorkloadResource>(object: &W) -> Value {
+    let mut ports = vec![json!({"name": "http", "port": object.port(), "targetPort": "http"})];
+    let mut spec = json!({"selector": selector_of(object)});
+    if W::KIND == domain::workload::WorkloadKind::Workspace {
+        ports.push(json!({"name": "ssh", "port": AGENT_PORT, "targetPort": "ssh"}));
+        spec["clusterIP"] = json!("None");
+    }
+    spec["ports"] = json!(ports);
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": metadata(object, &object.name_any()),
+        "spec": spec,
+    })
+}
+
+pub fn claim_name(workspace: &str) -> String {
+    format!("{workspace}-home")
+}
+
+/// The volume that outlives every sleep.
+pub fn claim(workspace: &Workspace) -> Value {
+    let storage = &workspace.spec.storage;
+    let mut metadata = metadata(workspace, &claim_name(&workspace.name_any()));
+    if storage.on_delete == OnDelete::Retain {
+        metadata["ownerReferences"] = json!([]);
+    }
+    let mut spec = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage.size}},
+    });
+    if let Some(class) = &storage.storage_class_name {
+        spec["storageClassName"] = json!(class);
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+}
+
+pub fn agent_secret(workspace: &Workspace, host_key: &str, gateway_key: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": metadata(workspace, &agent_key::secret_name(&workspace.name_any())),
+        "type": "Opaque",
+        "stringData": {agent_key::HOST_KEY: host_key, agent_key::AUTHORIZED_KEY: gateway_key},
+    })
+}
+
+pub fn stateful_set(workspace: &Workspace, awake: bool, agent: &AgentConfig) -> Value {
+    let spec = &workspace.spec;
+    let name = workspace.name_any();
+    let home = &spec.storage.mount_path;
+    let mut env = vec![
+        pod_ip(),
+        json!({"name": "HOME", "value": home}),
+        json!({"name": "DORMOUSE_AGENT_LISTEN", "value": format!("$(POD_IP):{AGENT_PORT}")}),
+        json!({"name": "DORMOUSE_AGENT_KEYS", "value": AGENT_KEYS}),
+    ];
+    env.extend(spec.env.iter().map(env_var));
+    let mut mounts = vec![
+        json!({"name": "home", "mountPath": home}),
+        json!({"name": "agent", "mountPath": AGENT_FOLDER}),
+        json!({"name": "agent-keys", "mountPath": AGENT_KEYS, "readOnly": true}),
+    ];
+    let mut volumes = vec![
+        json!({"name": "home", "persistentVolumeClaim": {"claimName": claim_name(&name)}}),
+        json!({"name": "agent", "emptyDir": {}}),
+        json!({"name": "agent-keys", "secret": {
+            "secretName": agent_key::secret_name(&name), "defaultMode": 0o444,
+        }}),
+    ];
+    add_secrets(&spec.secrets, &mut mounts, &mut volumes);
+    let program = format!("{AGENT_FOLDER}/dormouse");
+    let mut container = container(&spec.image, &spec.command, &spec.args, &spec.resources);
+    container["workingDir"] = json!(home);
+    container["env"] = json!(env);
+    container["envFrom"] = json!(env_from(&spec.secrets));
+    container["volumeMounts"] = json!(mounts);
+    container["ports"] = json!([
+        {"name": "http", "containerPort": spec.port},
+        {"name": "ssh", "containerPort": AGENT_PORT},
+    ]);
+    container["readinessProbe"] = probe(None);
+    container["lifecycle"] = json!({
+        "postStart": {"exec": {"command": [program, "agent", "serve", "--detach"]}},
+    });
+    let pod = json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 10,
+        "initContainers": [{
+            "name": "agent",
+            "image": agent.image,
+            "command": ["dormouse", "agent", "install", "--to", AGENT_FOLDER],
+            "volumeMounts": [{"name": "agent", "mountPath": AGENT_FOLDER}],
+        }],
+        "containers": [container],
+        "volumes": volumes,
+    });
+    json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": metadata(workspace, &name),
+        "spec": {
+            "replicas": if awake { spec.replicas } else { 0 },
+            "serviceName": name,
+            "selector": {"matchLabels": selector_of(workspace)},
+            "template": {"metadata": {"labels": labels_of(workspace)}, "spec": pod},
+        },
+    })
+}
+
+pub fn deployment(app: &App, awake: bool) -> Value {
+    let spec = &app.spec;
+    let mut env = vec![pod_ip()];
+    env.extend(spec.env.iter().map(env_var));
+    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+    add_secrets(&spec.secrets, &mut mounts, &mut volumes);
+    let mut container = container(&spec.image, &spec.command, &spec.args, &spec.resources);
+    container["env"] = json!(env);
+    container["envFrom"] = json!(env_from(&spec.secrets));
+    container["volumeMounts"] = json!(mounts);
+    container["ports"] = json!([{"name": "http", "containerPort": spec.port}]);
+    container["readinessProbe"] = probe(spec.probe.as_ref().map(|probe| probe.path.as_str()));
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": metadata(app, &app.name_any()),
+        "spec": {
+            "replicas": if awake { spec.replicas } else { 0 },
+            "selector": {"matchLabels": selector_of(app)},
+            "template": {
+                "metadata": {"labels": labels_of(app)},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "enableServiceLinks": false,
+                    "terminationGracePeriodSeconds": 10,
+                    "containers": [container],
+                    "volumes": volumes,
+                },
+            },
+        },
+    })
+}
+
+fn container(image: &str, command: &[String], args: &[String], resources: &Resources) -> Value {
+    let mut container = json!({"name": "main", "image": image, "resources": resources});
+    if !command.is_empty() {
+        container["command"] = json!(command);
+    }
+    if !args.is_empty() {
+        container["args"] = json!(args);
+    }
+    container
+}
+
+/// Ready as soon as the program takes connections, or answers the path well.
+fn probe(path: Option<&str>) -> Value {
+    let mut probe = match path {
+        Some(path) => json!({"httpGet": {"path": path, "port": "http"}}),
+        None => json!({"tcpSocket": {"port": "http"}}),
+    };
+    probe["periodSeconds"] = json!(1);
+    probe["timeoutSeconds"] = json!(5);
+    probe["failureThreshold"] = json!(3);
+    probe
+}
+
+fn pod_ip() -> Value {
+    json!({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+}
+
+fn env_var(env: &EnvVar) -> Value {
+    json!({"name": env.name, "value": env.value})
+}
+
+fn env_from(secrets: &[SecretMount]) -> Vec<Value> {
+    let as_env = secrets.iter().filter(|secret| secret.as_env == Some(true));
+    as_env.map(|secret| json!({"secretRef": {"name": secret.name}})).collect()
+}
+
+fn add_secrets(secrets: &[SecretMount], mounts: &mut Vec<Value>, volumes: &mut Vec<Value>) {
+    for (number, secret) in secrets.iter().enumerate() {
+        let Some(path) = &secret.mount_path else { continue };
+        let name = format!("secret-{number}");
+        mounts.push(json!({"name": name, "mountPath": path, "readOnly": true}));
+        volumes.push(json!({"name": name, "secret": {"secretName": secret.name}}));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{PersistentVolumeClaim, Secret, Service},
+    };
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    fn workspace(spec: Value) -> Workspace {
+        let mut all = json!({"owner": "alice", "image": "jupyter"});
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        serde_json::from_value(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": "lab", "namespace": "alice", "uid": "u1"}, "spec": all,
+        }))
+        .unwrap()
+    }
+
+    fn agent() -> AgentConfig {
+        AgentConfig { image: "dormouse".to_owned(), gateway_key: "ssh-ed25519 AAAA".to_owned() }
+    }
+
+    /// A misspelt field would be dropped on the way through the typed object.
+    fn typed<T: DeserializeOwned + serde::Serialize>(manifest: &Value) -> T {
+        let typed: T = serde_json::from_value(manifest.clone()).unwrap();
+        let back = serde_json::to_value(&typed).unwrap();
+        check(manifest, &back, "");
+        typed
+    }
+
+    fn check(sent: &Value, kept: &Value, path: &str) {
+        match (sent, kept) {
+            (Value::Object(sent), kept) => {
+                for (name, value) in sent {
+                    let empty = value.as_array().is_some_and(Vec::is_empty)
+                        || value.as_object().is_some_and(serde_json::Map::is_empty);
+                    assert!(empty || !kept[name].is_null(), "{path}.{name} is no field");
+                    check(value, &kept[name], &format!("{path}.{name}"));
+                }
+            }
+            (Value::Array(sent), Value::Array(kept)) => {
+                for (sent, kept) in sent.iter().zip(kept) {
+                    check(sent, kept, path);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_field_exists_in_kubernetes() {
+        let lab = workspace(json!({
+            "args": ["lab"], "command": ["jupyter"], "env": [{"name": "A", "value": "b"}],
+            "secrets": [{"name": "s", "mountPath": "/s"}, {"name": "t", "asEnv": true}],
+            "resources": {"limits": {"cpu": "1"}}, "storage": {"storageClassName": "fast"},
+        }));
+        typed::<StatefulSet>(&stateful_set(&lab, true, &agent()));
+        typed::<Service>(&service(&lab));
+        typed::<PersistentVolumeClaim>(&claim(&lab));
+        typed::<Secret>(&agent_secret(&lab, "private", "public"));
+        let app: App = serde_json::from_value(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
+            "metadata": {"name": "web", "namespace": "alice", "uid": "u2"},
+            "spec": {"owner": "alice", "image": "web", "probe": {"path": "/health"}},
+        }))
+        .unwrap();
+        typed::<Deployment>(&deployment(&app, true));
+        typed::<Service>(&service(&app));
+    }
+
+    #[test]
+    fn asleep_is_zero_replicas_and_the_volume_stays() {
+        let lab = workspace(json!({}));
+        let asleep: StatefulSet = typed(&stateful_set(&lab, false, &agent()));
+        assert_eq!(asleep.spec.unwrap().replicas, Some(0));
+        let awake: StatefulSet = typed(&stateful_set(&lab, true, &agent()));
+        assert_eq!(awake.spec.unwrap().replicas, Some(1));
+    }
+
+    #[test]
+    fn everything_is_owned_but_a_retained_volume() {
+        let owned = |manifest: &Value| manifest["metadata"]["ownerReferences"][0]["uid"] == "u1";
+        let lab = workspace(json!({}));
+        assert!(owned(&stateful_set(&lab, true, &agent())) && owned(&claim(&lab)));
+        let keep = workspace(json!({"storage": {"onDelete": "Retain"}}));
+        assert!(!owned(&claim(&keep)) && owned(&service(&keep)));
+    }
+}

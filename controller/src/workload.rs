@@ -1,0 +1,352 @@
+//! Workspaces and apps: applies what lies under them and tells their state.
+
+use std::{sync::Arc, time::Duration};
+
+use cluster::{
+    labels,
+    resources::{AgentStatus, App, WorkloadResource, WorkloadStatus, Workspace},
+};
+use domain::workload::WorkloadKind;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{PersistentVolumeClaim, Pod, Secret, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+    runtime::{
+        Controller,
+        controller::Action,
+        events::{Event, EventType},
+        reflector::ObjectRef,
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Shared, Stores, agent_key, manifest,
+    phase::{Observed, Told, tell},
+};
+
+/// A failed reconciliation is tried again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    #[error(transparent)]
+    Key(#[from] agent_key::KeyError),
+}
+
+pub fn controller<W: Reconciled>(shared: &Shared) -> Controller<W> {
+    let all = watcher::Config::default();
+    let ours = watcher::Config::default().labels(labels::WORKLOAD);
+    let client = &shared.client;
+    Controller::new(Api::<W>::all(client.clone()), all)
+        .owns(Api::<W::Under>::all(client.clone()), ours.clone())
+        .owns(Api::<Service>::all(client.clone()), ours.clone())
+        .watches(Api::<Pod>::all(client.clone()), ours, |pod| {
+            let labels = pod.labels();
+            let of_kind = labels.get(labels::KIND).is_some_and(|kind| kind == W::KIND.as_str());
+            let name = labels.get(labels::WORKLOAD).filter(|_| of_kind);
+            name.zip(pod.namespace())
+                .map(|(name, namespace)| ObjectRef::new(name).within(&namespace))
+        })
+}
+
+pub async fn run<W: Reconciled>(
+    controller: Controller<W>,
+    shared: Arc<Shared>,
+    stores: Stores,
+    shutdown: CancellationToken,
+) {
+    let context = Arc::new((shared, stores));
+    controller
+        .graceful_shutdown_on(shutdown.cancelled_owned())
+        .run(
+            |object, context| async move { reconcile(object.as_ref(), &context.0, &context.1).await },
+            |object: Arc<W>, error: &ReconcileError, context| {
+                context.0.metrics.reconcile_errors.with_label_values(&[W::KIND.as_str()]).inc();
+                tracing::warn!(
+                    %error, kind = %W::KIND, name = object.name_any(),
+                    namespace = object.namespace(), "reconciliation failed; trying again",
+                );
+                Action::requeue(RETRY)
+            },
+            context,
+        )
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+/// What differs between the kinds.
+pub trait Reconciled: WorkloadResource {
+    /// The built-in kind that runs the pods.
+    type Under: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static;
+
+    /// Pods that exist, and pods that are ready.
+    fn counts(under: &Self::Under) -> (i32, i32);
+
+    /// Applies everything but the Service, which all have.
+    fn apply(
+        &self,
+        shared: &Shared,
+        namespace: &str,
+        awake: bool,
+    ) -> impl Future<Output = Result<(Self::Under, Option<AgentStatus>), ReconcileError>> + Send;
+}
+
+async fn apply_one<K>(shared: &Shared, namespace: &str, manifest: &Value) -> kube::Result<K>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(shared.client.clone(), namespace);
+    let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+    let params = PatchParams::apply(labels::MANAGER).force();
+    api.patch(name, &params, &Patch::Apply(manifest)).await
+}
+
+impl Reconciled for Workspace {
+    type Under = StatefulSet;
+
+    fn counts(under: &StatefulSet) -> (i32, i32) {
+        let status = under.status.as_ref();
+        (
+            status.map_or(0, |status| status.replicas),
+            status.and_then(|status| status.ready_replicas).unwrap_or(0),
+        )
+    }
+
+    async fn apply(
+        &self,
+        shared: &Shared,
+        namespace: &str,
+        awake: bool,
+    ) -> Result<(StatefulSet, Option<AgentStatus>), ReconcileError> {
+        let agent = &shared.config.agent;
+        let key = agent_key::read_or_make(&shared.client, namespace, &self.name_any()).await?;
+        let secret = manifest::agent_secret(self, &key.private, &agent.gateway_key);
+        apply_one::<Secret>(shared, namespace, &secret).await?;
+        apply_one::<PersistentVolumeClaim>(shared, namespace, &manifest::claim(self)).await?;
+        let set = manifest::stateful_set(self, awake, agent);
+        let under = apply_one(shared, namespace, &set).await?;
+        Ok((under, Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public })))
+    }
+}
+
+impl Reconciled for App {
+    type Under = Deployment;
+
+    fn counts(under: &Deployment) -> (i32, i32) {
+        let status = under.status.as_ref();
+        (
+            status.and_then(|status| status.replicas).unwrap_or(0),
+            status.and_then(|status| status.ready_replicas).unwrap_or(0),
+        )
+    }
+
+    async fn apply(
+        &self,
+        shared: &Shared,
+        namespace: &str,
+        awake: bool,
+    ) -> Result<(Deployment, Option<AgentStatus>), ReconcileError> {
+        let deployment = manifest::deployment(self, awake);
+        Ok((apply_one(shared, namespace, &deployment).await?, None))
+    }
+}
+
+async fn reconcile<W: Reconciled>(
+    object: &W,
+    shared: &Shared,
+    stores: &Stores,
+) -> Result<Action, ReconcileError> {
+    let Some(workload) = object.workload() else { return Ok(Action::await_change()) };
+    if object.meta().deletion_timestamp.is_some() {
+        // What it owns goes with it, by garbage collection.
+        return Ok(Action::await_change());
+    }
+    let namespace = workload.project.as_str();
+    let before = object.status().cloned().unwrap_or_default();
+    if let Some(other) = stores.older_namesake(object) {
+        let message = format!("The name is taken by the older {other}: choose another name");
+        let told = Told {
+            phase: cluster::resources::Phase::Failed,
+            message: Some(message),
+            progress: None,
+        };
+        let after = status(object, &before, told, (0, 0), None, shared, Timestamp::now());
+        write(object, &before, &after, shared).await?;
+        return Ok(Action::await_change());
+    }
+
+    let asleep = object.is_asleep();
+    apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
+    let (under, agent) = object.apply(shared, namespace, !asleep).await?;
+    let (replicas, ready) = W::counts(&under);
+    let waiting = !asleep && object.replicas() > 0 && ready == 0;
+    let pods = if waiting {
+        let pods: Api<Pod> = Api::namespaced(shared.client.clone(), namespace);
+        pods.list(&ListParams::default().labels(&manifest::selector_text(object))).await?.items
+    } else {
+        Vec::new()
+    };
+    let told = tell(&Observed { wanted: object.replicas(), asleep, replicas, ready, pods: &pods });
+    let after = status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
+    write(object, &before, &after, shared).await?;
+    Ok(Action::await_change())
+}
+
+impl Stores {
+    /// The workload of another kind that has the same host, if it is older than this one.
+    fn older_namesake<W: WorkloadResource>(&self, object: &W) -> Option<String> {
+        let (name, namespace) = (object.name_any(), object.namespace()?);
+        let other = match W::KIND {
+            WorkloadKind::Workspace => {
+                let found = self.apps.get(&ObjectRef::new(&name).within(&namespace))?;
+                (WorkloadKind::App, found.creation_timestamp())
+            }
+            WorkloadKind::App => {
+                let found = self.workspaces.get(&ObjectRef::new(&name).within(&namespace))?;
+                (WorkloadKind::Workspace, found.creation_timestamp())
+            }
+        };
+        // The same order as the route table's: by time, then by kind.
+        let age = |created: Option<Time>, kind| (created.map(|time| time.0), kind);
+        let (mine, theirs) = (age(object.creation_timestamp(), W::KIND), age(other.1, other.0));
+        (theirs < mine).then(|| format!("{} {name}", other.0))
+    }
+}
+
+/// The parts of the status that are the reconciler's; activity and verdict are the idle loop's.
+fn status<W: WorkloadResource>(
+    object: &W,
+    before: &WorkloadStatus,
+    told: Told,
+    (replicas, ready): (i32, i32),
+    agent: Option<AgentStatus>,
+    shared: &Shared,
+    now: Timestamp,
+) -> WorkloadStatus {
+    let running = told.phase == cluster::resources::Phase::Running;
+    let config = &shared.config;
+    let port = config.external_port.filter(|port| *port != 443);
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let url = object
+        .workload()
+        .map(|w| format!("https://{}.{}{port}/", w.host_label(), config.base_domain));
+    WorkloadStatus {
+        conditions: vec![ready_condition(object, before, &told, running, now)],
+        phase: Some(told.phase),
+        message: told.message,
+        progress: told.progress,
+        url,
+        ready_since: running.then(|| before.ready_since.unwrap_or(now)),
+        agent,
+        replicas,
+        ready_replicas: ready,
+        selector: Some(manifest::selector_text(object)),
+        observed_generation: object.meta().generation,
+        ..before.clone()
+    }
+}
+
+fn ready_condition<W: WorkloadResource>(
+    object: &W,
+    before: &WorkloadStatus,
+    told: &Told,
+    running: bool,
+    now: Timestamp,
+) -> Condition {
+    let status = if running { "True" } else { "False" };
+    let old = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == status);
+    Condition {
+        type_: "Ready".to_owned(),
+        status: status.to_owned(),
+        reason: told.phase.as_str().to_owned(),
+        message: told.message.clone().unwrap_or_default(),
+        last_transition_time: old.map_or(Time(now), |c| c.last_transition_time.clone()),
+        observed_generation: object.meta().generation,
+    }
+}
+
+async fn write<W: WorkloadResource>(
+    object: &W,
+    before: &WorkloadStatus,
+    after: &WorkloadStatus,
+    shared: &Shared,
+) -> kube::Result<()> {
+    if before == after {
+        return Ok(());
+    }
+    // A merge patch of our fields alone: null takes away what is gone.
+    let patch = json!({"status": {
+        "phase": after.phase,
+        "message": after.message,
+        "progress": after.progress,
+        "url": after.url,
+        "readySince": after.ready_since,
+        "agent": after.agent,
+        "replicas": after.replicas,
+        "readyReplicas": after.ready_replicas,
+        "selector": after.selector,
+        "observedGeneration": after.observed_generation,
+        "conditions": after.conditions,
+    }});
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<W> = Api::namespaced(shared.client.clone(), &namespace);
+    let name = object.name_any();
+    match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => {}
+        // Deleted meanwhile.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    if before.phase != after.phase
+        && let Some(phase) = after.phase
+    {
+        tracing::info!(kind = %W::KIND, namespace, name, phase = phase.as_str(), message = after.message, "changed");
+        let note = after.message.clone().unwrap_or_else(|| format!("It is now {}", phase.as_str()));
+        announce(object, shared, phase.as_str(), note, phase == cluster::resources::Phase::Failed)
+            .await;
+    }
+    Ok(())
+}
+
+/// An event for `kubectl describe`. Failing to write one is no reason to fail what it tells of.
+pub async fn announce<W: WorkloadResource>(
+    object: &W,
+    shared: &Shared,
+    reason: &str,
+    note: String,
+    warning: bool,
+) {
+    let event = Event {
+        type_: if warning { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_owned(),
+        note: Some(note),
+        action: reason.to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = shared.recorder.publish(&event, &object.object_ref(&())).await {
+        tracing::debug!(%error, reason, "an event could not be written");
+    }
+}
