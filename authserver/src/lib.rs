@@ -1,1 +1,30 @@
 //! Issues tokens: a small OpenID Connect provider.
+//!
+//! The code flow with PKCE for browsers, personal access tokens for programs, registered keys for
+//! SSH. Gateways verify what is issued here by themselves, with the key set; nobody asks this
+//! server during a request.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod address;
+mod client;
+mod config;
+mod http;
+mod issuer;
+mod metrics;
+mod password;
+mod pkce;
+mod scope;
+mod secret;
+mod server;
+mod signing;
+mod ssh_key;
+mod store;
+mod throttle;
+
+pub use self::{
+    address::Cidr,
+    config::{ClientConfig, Config, NewPerson},
+    issuer::{GATE_CALLBACK, Issuer},
+    server::{Authserver, Clock, serve},
+    store::{NewPersonalToken, Person, PersonalToken, SshKey, Store, StoreError},
+};

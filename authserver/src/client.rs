@@ -1,0 +1,255 @@
+//! Clients: applications that sign people in here (RFC 6749, section 2).
+
+use runtime::secret::SecretError;
+use url::{Host, Url};
+
+use crate::{
+    config::{ClientConfig, Config},
+    issuer::GateHosts,
+    scope, secret,
+};
+
+/// Shortest client secret, in bytes: it is kept as a plain digest, so it has to be long.
+const SECRET_MIN: usize = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientKind {
+    /// The gateways together: codes go to any workload's host.
+    Gate,
+    /// Keeps no secret.
+    Public,
+    Confidential,
+}
+
+impl ClientKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Public => "public",
+            Self::Confidential => "confidential",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Gate, Self::Public, Self::Confidential].into_iter().find(|k| k.as_str() == text)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub id: String,
+    pub kind: ClientKind,
+    /// SHA-256 of the secret; none for public clients.
+    pub secret_digest: Option<Vec<u8>>,
+    pub redirect_uris: Vec<String>,
+    pub post_logout_uris: Vec<String>,
+    pub scopes: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("client `{0}`: {1}")]
+    Secret(String, SecretError),
+    #[error("client `{0}`: the secret must have {SECRET_MIN} characters or more")]
+    ShortSecret(String),
+    #[error("client `{0}` needs `secret_file`, or `public = true`")]
+    NoSecret(String),
+    #[error("client `{0}` is public, so it has no `secret_file`")]
+    PublicSecret(String),
+    #[error("client id `{0}` is used twice or is not plain text")]
+    Id(String),
+    #[error("client `{0}`: `{1}` is no redirect URI; use https, or http on loopback, without #")]
+    Uri(String, String),
+    #[error("client `{0}`: there is no scope `{1}`")]
+    Scope(String, String),
+}
+
+impl Client {
+    /// The gate and the clients of the settings, with their secrets read.
+    pub fn from_config(config: &Config) -> Result<Vec<Self>, ClientError> {
+        let gate = config.gate_client_id.clone();
+        let mut clients = vec![Self {
+            secret_digest: Some(read_secret(&gate, &config.client_secret_file)?),
+            id: gate,
+            kind: ClientKind::Gate,
+            redirect_uris: Vec::new(),
+            post_logout_uris: Vec::new(),
+            scopes: scope::KNOWN.map(str::to_owned).to_vec(),
+        }];
+        for client in &config.clients {
+            let plain = !client.id.is_empty()
+                && client.id.len() <= 128
+                && client.id.bytes().all(|b| b.is_ascii_graphic());
+            if !plain || clients.iter().any(|other| other.id == client.id) {
+                return Err(ClientError::Id(client.id.clone()));
+            }
+            clients.push(Self::of(client)?);
+        }
+        Ok(clients)
+    }
+
+    fn of(config: &ClientConfig) -> Result<Self, ClientError> {
+        let id = config.id.clone();
+        let (kind, secret_digest) = match (&config.secret_file, config.public) {
+            (Some(file), false) => (ClientKind::Confidential, Some(read_secret(&id, file)?)),
+            (None, true) => (ClientKind::Public, None),
+            (None, false) => return Err(ClientError::NoSecret(id)),
+            (Some(_), true) => return Err(ClientError::PublicSecret(id)),
+        };
+        let uris = config.redirect_uris.iter().chain(&config.post_logout_redirect_uris);
+        for uri in uris {
+            if !is_redirect_uri(uri) {
+                return Err(ClientError::Uri(id, uri.clone()));
+            }
+        }
+        if let Some(scope) = config.scopes.iter().find(|s| !scope::KNOWN.contains(&s.as_str())) {
+            return Err(ClientError::Scope(id, scope.clone()));
+        }
+        Ok(Self {
+            id,
+            kind,
+            secret_digest,
+            redirect_uris: config.redirect_uris.clone(),
+            post_logout_uris: config.post_logout_redirect_uris.clone(),
+            scopes: config.scopes.clone(),
+        })
+    }
+
+    /// Compared character by character (RFC 9700, section 2.1).
+    pub fn may_redirect_to(&self, uri: &str, gate: &GateHosts) -> bool {
+        match self.kind {
+            ClientKind::Gate => gate.is_callback(uri),
+            ClientKind::Public | ClientKind::Confidential => {
+                self.redirect_uris.iter().any(|known| known == uri)
+            }
+        }
+    }
+
+    pub fn may_return_to(&self, uri: &str, gate: &GateHosts) -> bool {
+        match self.kind {
+            ClientKind::Gate => gate.is_start_page(uri),
+            ClientKind::Public | ClientKind::Confidential => {
+                self.post_logout_uris.iter().any(|known| known == uri)
+            }
+        }
+    }
+
+    /// The scopes it gets of those it asks for. The gate is part of Dormouse, so what people do
+    /// through it with their own account is theirs to do, asked for or not.
+    pub fn granted_scope(&self, requested: &str) -> String {
+        let mut scopes =
+            scope::allowed(requested, |scope| self.scopes.iter().any(|own| own == scope));
+        if self.kind == ClientKind::Gate && !scopes.contains(&scope::ACCOUNT) {
+            scopes.push(scope::ACCOUNT);
+        }
+        scopes.join(" ")
+    }
+
+    pub fn has_secret(&self, presented: &str) -> bool {
+        self.secret_digest
+            .as_deref()
+            .is_some_and(|digest| secret::same(digest, &secret::digest(presented)))
+    }
+}
+
+fn read_secret(id: &str, file: &std::path::Path) -> Result<Vec<u8>, ClientError> {
+    let text =
+        runtime::secret::read(file).map_err(|error| ClientError::Secret(id.to_owned(), error))?;
+    if text.len() < SECRET_MIN {
+        return Err(ClientError::ShortSecret(id.to_owned()));
+    }
+    Ok(secret::digest(&text))
+}
+
+/// https; http on loopback for programs on a person's own machine (RFC 8252, section 7.3); a scheme
+/// of a native application has a dot in it (section 7.1).
+fn is_redirect_uri(uri: &str) -> bool {
+    let Ok(url) = Url::parse(uri) else { return false };
+    let loopback = match url.host() {
+        Some(Host::Domain(domain)) => domain == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    let scheme = match url.scheme() {
+        "https" => url.host().is_some(),
+        "http" => loopback,
+        other => other.contains('.'),
+    };
+    scheme
+        && !uri.contains('#')
+        && uri.bytes().all(|b| b.is_ascii_graphic())
+        && url.username().is_empty()
+        && url.password().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(kind: ClientKind, uris: &[&str]) -> Client {
+        Client {
+            id: "c".to_owned(),
+            kind,
+            secret_digest: Some(secret::digest("s")),
+            redirect_uris: uris.iter().map(|&uri| uri.to_owned()).collect(),
+            post_logout_uris: Vec::new(),
+            scopes: vec!["openid".to_owned()],
+        }
+    }
+
+    #[test]
+    fn attack_13_registered_uris_are_compared_exactly() {
+        let gate = GateHosts::new(&"https://auth.localhost".parse().unwrap(), "localhost").unwrap();
+        let client = client(ClientKind::Confidential, &["https://app.example/cb"]);
+        assert!(client.may_redirect_to("https://app.example/cb", &gate));
+        for bad in [
+            "https://app.example/cb/",
+            "https://app.example/cb?x",
+            "https://app.example/cb#x",
+            "https://app.example:443/cb",
+            "https://APP.example/cb",
+            "https://u@app.example/cb",
+            "https://sub.app.example/cb",
+            "https://lab.localhost/.dormouse/callback",
+            "",
+        ] {
+            assert!(!client.may_redirect_to(bad, &gate), "{bad}");
+        }
+    }
+
+    #[test]
+    fn redirect_uris_of_settings() {
+        for good in [
+            "https://app.example/cb",
+            "https://app.example/cb?tenant=1",
+            "http://127.0.0.1:7777/cb",
+            "http://[::1]/cb",
+            "com.example.app:/cb",
+        ] {
+            assert!(is_redirect_uri(good), "{good}");
+        }
+        for bad in [
+            "http://app.example/cb",
+            "https://app.example/cb#x",
+            "https://u:p@app.example/cb",
+            "javascript:alert(1)",
+            "data:text/html,x",
+            "/cb",
+            "https://app.example/ cb",
+            "",
+        ] {
+            assert!(!is_redirect_uri(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scopes_and_secrets() {
+        assert_eq!(client(ClientKind::Public, &[]).granted_scope("openid account"), "openid");
+        assert_eq!(client(ClientKind::Gate, &[]).granted_scope("openid x"), "openid account");
+        let client = client(ClientKind::Confidential, &[]);
+        assert!(client.has_secret("s") && !client.has_secret("") && !client.has_secret("S"));
+        let public = Client { secret_digest: None, ..client };
+        assert!(!public.has_secret("") && !public.has_secret("s"));
+    }
+}

@@ -1,0 +1,116 @@
+//! What an operator sets.
+
+use std::{path::PathBuf, time::Duration};
+
+use domain::name::UserName;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::{address::Cidr, issuer::Issuer};
+
+/// Settings of `dormouse authserver`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The issuer: `https://`, a host, a port if it is not 443, and nothing after it. It is `iss`
+    /// in every token, so changing it ends them all.
+    #[schemars(with = "String")]
+    pub issuer: Issuer,
+    /// Workloads live one label below this domain; only their hosts may receive the gate's codes.
+    pub base_domain: String,
+    /// The SQLite database file. Made when it is missing; its folder must exist.
+    pub database: PathBuf,
+    /// `aud` of access tokens: what the gateways expect.
+    #[serde(default = "default_audience")]
+    pub audience: String,
+    /// The client that the gateways are.
+    #[serde(default = "default_gate")]
+    pub gate_client_id: String,
+    /// A file with the gateways' client secret, 32 characters or more.
+    pub client_secret_file: PathBuf,
+    /// How long an access token is valid.
+    #[serde(default = "default_access_token_lifetime", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub access_token_lifetime: Duration,
+    /// A session that nobody used for this long is over.
+    #[serde(default = "default_session_idle", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub session_idle: Duration,
+    /// A session is over after this long in any case.
+    #[serde(default = "default_session_max", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub session_max: Duration,
+    /// The longest life of a personal access token that people make themselves.
+    #[serde(default = "default_personal_token_max", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub personal_token_max: Duration,
+    /// Networks whose `X-Forwarded-For` is believed, in CIDR notation.
+    #[serde(default = "loopback")]
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<Cidr>,
+    /// Other applications that sign people in here.
+    #[serde(default)]
+    pub clients: Vec<ClientConfig>,
+}
+
+/// An application that signs people in through Dormouse.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// `client_id`.
+    pub id: String,
+    /// Runs where no secret can be kept: in a browser, on a person's own machine.
+    #[serde(default)]
+    pub public: bool,
+    /// A file with the client's secret, 32 characters or more. Needed unless `public`.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
+    /// Where codes may be sent; compared character by character.
+    pub redirect_uris: Vec<String>,
+    /// Where a browser may be sent after signing out; compared character by character.
+    #[serde(default)]
+    pub post_logout_redirect_uris: Vec<String>,
+    /// What it may ask for. `account` lets it manage the person's own tokens and keys.
+    #[serde(default = "default_scopes")]
+    pub scopes: Vec<String>,
+}
+
+/// A person as an operator writes them down.
+#[derive(Debug, Clone)]
+pub struct NewPerson {
+    pub name: UserName,
+    pub email: Option<String>,
+    pub groups: Vec<String>,
+}
+
+fn default_audience() -> String {
+    "dormouse".to_owned()
+}
+
+fn default_gate() -> String {
+    "dormouse-gate".to_owned()
+}
+
+fn default_access_token_lifetime() -> Duration {
+    Duration::from_secs(10 * 60)
+}
+
+fn default_session_idle() -> Duration {
+    Duration::from_secs(12 * 3600)
+}
+
+fn default_session_max() -> Duration {
+    Duration::from_secs(7 * 24 * 3600)
+}
+
+fn default_personal_token_max() -> Duration {
+    Duration::from_secs(366 * 24 * 3600)
+}
+
+fn default_scopes() -> Vec<String> {
+    ["openid", "profile", "email", "groups"].map(str::to_owned).to_vec()
+}
+
+fn loopback() -> Vec<Cidr> {
+    Cidr::loopback()
+}

@@ -1,0 +1,118 @@
+//! The endpoints, and what all of them share.
+
+mod authorize;
+mod bearer;
+mod cookie;
+mod discovery;
+mod error;
+mod internal;
+mod pages;
+mod params;
+mod sign_in;
+mod sign_out;
+mod ssh_keys;
+mod token;
+mod tokens;
+mod userinfo;
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    middleware::{self, Next},
+    response::Response,
+    routing::{delete, get, post},
+};
+use jiff::Timestamp;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::{address::client_address, server::App};
+
+/// Largest body that is read.
+const BODY_MAX: usize = 64 * 1024;
+
+/// Longest time to answer: longer than the feed holds its readers.
+const ANSWER: Duration = Duration::from_secs(40);
+
+pub(crate) fn router(app: App) -> Router {
+    Router::new()
+        .route("/.well-known/openid-configuration", get(discovery::metadata))
+        .route("/.well-known/oauth-authorization-server", get(discovery::metadata))
+        .route(discovery::JWKS, get(discovery::jwks))
+        .route(discovery::AUTHORIZE, get(authorize::authorize).post(authorize::authorize))
+        .route(discovery::TOKEN, post(token::token))
+        .route(discovery::USERINFO, get(userinfo::userinfo).post(userinfo::userinfo))
+        .route(discovery::SIGN_OUT, get(sign_out::ask).post(sign_out::submit))
+        .route("/sign-in", get(sign_in::show).post(sign_in::submit))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{id}", delete(tokens::revoke))
+        .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))
+        .route("/ssh/keys/{id}", delete(ssh_keys::remove_by_id))
+        .route("/internal/ssh-keys", get(internal::ssh_keys))
+        .route("/", get(sign_in::home))
+        .route("/style.css", get(pages::style))
+        .fallback(error::not_found)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER))
+        .layer(middleware::from_fn_with_state(app.clone(), measure))
+        .layer(middleware::map_response(harden))
+        .with_state(app)
+}
+
+/// Who calls, as far as the network knows, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    pub now: Timestamp,
+    pub address: IpAddr,
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+        let address = client_address(peer, &parts.headers, &app.trusted_proxies);
+        Ok(Self { now: app.now(), address })
+    }
+}
+
+async fn measure(State(app): State<App>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    let status = match response.status().as_u16() / 100 {
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    };
+    app.metrics.requests.with_label_values(&[route, status]).observe(begun.elapsed().as_secs_f64());
+    response
+}
+
+/// Headers of every response. What a page or the key set sets itself stays.
+async fn harden(mut response: Response) -> Response {
+    let defaults: [(HeaderName, &'static str); 5] = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // Not `no-referrer`: a browser then sends `Origin: null` with our own forms.
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ];
+    for (name, value) in defaults {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}

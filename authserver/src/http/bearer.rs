@@ -1,0 +1,80 @@
+//! A person who calls with an access token of their own (RFC 6750).
+
+use std::sync::Arc;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
+};
+use domain::identity::{CredentialKind, Identity};
+
+use super::{Caller, error::ApiError};
+use crate::{scope, server::App, store::Person};
+
+/// Whose token it is: verified as the gateways do, and then asked of the database, since here a
+/// token that was withdrawn a moment ago must not count.
+pub(super) struct Bearer {
+    pub person: Person,
+    pub identity: Arc<Identity>,
+    pub caller: Caller,
+}
+
+impl Bearer {
+    pub fn needs(&self, scope: &'static str) -> Result<(), ApiError> {
+        let has = self.identity.credential.scopes.iter().any(|own| own == scope);
+        if has { Ok(()) } else { Err(ApiError::Scope(scope)) }
+    }
+}
+
+/// A bearer whose token may manage the person's own account.
+pub(super) struct AccountBearer(pub Bearer);
+
+impl FromRequestParts<App> for Bearer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let Ok(caller) = Caller::from_request_parts(parts, app).await;
+        let token = token(&parts.headers)?;
+        let identity = app
+            .verifier
+            .verify(token, caller.now)
+            .map_err(|error| ApiError::Unauthorized(Some(error.to_string())))?;
+        let jti = &identity.credential.id;
+        let holder = match identity.credential.kind {
+            CredentialKind::AccessToken => {
+                app.store.access_token_holder(jti, app.session_idle, caller.now).await?
+            }
+            CredentialKind::PersonalAccessToken => app.store.personal_token_holder(jti).await?,
+            CredentialKind::SshKey => None,
+        };
+        let person = holder
+            .filter(|person| person.subject == identity.subject)
+            .ok_or_else(|| ApiError::Unauthorized(Some("the token was withdrawn".to_owned())))?;
+        Ok(Self { person, identity, caller })
+    }
+}
+
+impl FromRequestParts<App> for AccountBearer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let bearer = Bearer::from_request_parts(parts, app).await?;
+        bearer.needs(scope::ACCOUNT)?;
+        Ok(Self(bearer))
+    }
+}
+
+fn token(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or(ApiError::Unauthorized(None))?;
+    if values.next().is_some() {
+        return Err(ApiError::BadRequest("send one Authorization header".to_owned()));
+    }
+    value
+        .to_str()
+        .ok()
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .ok_or(ApiError::Unauthorized(None))
+}

@@ -1,0 +1,48 @@
+//! What the gateways follow. Only the gate client may read it, and the front door does not let
+//! anybody through to it from outside.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    error::{ApiError, OAuthError},
+    params::Params,
+    token::authenticate,
+};
+use crate::{client::ClientKind, server::App};
+
+/// How long a reader that is up to date is held.
+const HOLD: Duration = Duration::from_secs(25);
+
+/// The keys, as soon as their version is another than `after`.
+pub(super) async fn ssh_keys(
+    State(app): State<App>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Response> {
+    let failed = |error: OAuthError| error.into_response();
+    let client = authenticate(&app, &headers, &Params::default()).await.map_err(failed)?;
+    if client.kind != ClientKind::Gate {
+        return Err(ApiError::Forbidden("only gateways may read this").into_response());
+    }
+    let query = Params::parse(query.unwrap_or_default().as_bytes());
+    let after: Option<i64> = query.get("after").and_then(|after| after.parse().ok());
+    let mut version = app.ssh_feed.subscribe();
+    let other = version.wait_for(|version| Some(*version) != after);
+    tokio::select! {
+        // An answer all the same when nothing changes, so that the reader knows we are there.
+        _ = timeout(HOLD, other) => {}
+        () = app.shutdown.cancelled() => {}
+    }
+    let feed = app.store.ssh_feed().await;
+    let (version, keys) = feed.map_err(|error| ApiError::from(error).into_response())?;
+    Ok(Json(json!({ "version": version, "keys": keys })).into_response())
+}

@@ -1,0 +1,132 @@
+//! The pages that people see: no scripts, one style sheet.
+
+use askama::Template;
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use url::Url;
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+pub(super) struct SignInPage<'a> {
+    /// Where it leads: a host, or an application's name.
+    pub destination: Option<&'a str>,
+    /// What was typed before.
+    pub name: &'a str,
+    /// Why it is shown again; empty the first time.
+    pub problem: &'a str,
+    pub ticket: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "sign_out.html")]
+pub(super) struct SignOutPage<'a> {
+    pub name: &'a str,
+    pub ticket: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "home.html")]
+struct HomePage<'a> {
+    name: &'a str,
+    portal: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "message.html")]
+struct MessagePage<'a> {
+    title: &'a str,
+    text: &'a str,
+    /// Address and text.
+    link: Option<(&'a str, &'a str)>,
+}
+
+const STYLE: &str = include_str!("../../assets/style.css");
+
+pub(super) async fn style() -> Response {
+    let headers =
+        [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "max-age=300")];
+    (headers, STYLE).into_response()
+}
+
+/// A page with a form that is sent to us. A browser applies `form-action` to where the answer
+/// redirects as well, so the client's origin, `target`, has to be in it.
+pub(super) fn form(status: StatusCode, page: &impl Template, target: Option<&str>) -> Response {
+    let target = target.map(|target| format!(" {target}")).unwrap_or_default();
+    render(status, page, &format!("'self'{target}"))
+}
+
+pub(super) fn message(
+    status: StatusCode,
+    title: &str,
+    text: &str,
+    link: Option<(&str, &str)>,
+) -> Response {
+    render(status, &MessagePage { title, text, link }, "'none'")
+}
+
+pub(super) fn home(name: &str, portal: &str) -> Response {
+    render(StatusCode::OK, &HomePage { name, portal }, "'none'")
+}
+
+/// The source expression for a redirect URI (CSP Level 3, section 2.3.1): its origin, or its scheme
+/// for a native application. The URI has been checked, and still nothing that could end the
+/// directive is let through.
+pub(super) fn form_target(uri: &str) -> Option<String> {
+    let url = Url::parse(uri).ok()?;
+    let source = match url.scheme() {
+        "https" | "http" => url.origin().ascii_serialization(),
+        scheme => format!("{scheme}:"),
+    };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-.:/[]+".contains(&b);
+    source.bytes().all(plain).then_some(source)
+}
+
+fn render(status: StatusCode, page: &impl Template, form_action: &str) -> Response {
+    let policy = format!(
+        "default-src 'none'; style-src 'self'; form-action {form_action}; base-uri 'none'; \
+         frame-ancestors 'none'"
+    );
+    let html = match page.render() {
+        Ok(html) => html,
+        Err(error) => {
+            tracing::error!(%error, "a page could not be rendered");
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+    };
+    let policy = HeaderValue::from_str(&policy)
+        .unwrap_or(HeaderValue::from_static("default-src 'none'; form-action 'self'"));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, policy),
+    ];
+    (status, headers, html).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn form_targets_are_origins() {
+        let target = |uri: &str| form_target(uri);
+        let lab = "https://lab.localhost:8443/.dormouse/callback";
+        assert_eq!(target(lab).as_deref(), Some("https://lab.localhost:8443"));
+        assert_eq!(target("http://[::1]:7/cb").as_deref(), Some("http://[::1]:7"));
+        assert_eq!(target("com.example.app:/cb").as_deref(), Some("com.example.app:"));
+        assert_eq!(target("https://a.b;script-src *").as_deref(), None);
+    }
+
+    #[test]
+    fn what_people_type_is_escaped() {
+        let page = SignInPage {
+            destination: Some("<b>"),
+            name: "\"><script>",
+            problem: "no",
+            ticket: "t",
+        };
+        let html = page.render().unwrap();
+        assert!(!html.contains("<script>") && !html.contains("<b>"));
+    }
+}

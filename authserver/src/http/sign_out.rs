@@ -1,0 +1,151 @@
+//! Signing out (OpenID Connect RP-Initiated Logout 1.0).
+
+use axum::{
+    extract::{RawForm, State},
+    http::{HeaderMap, StatusCode, header},
+    response::Response,
+};
+use runtime::audit::{Event, Outcome};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Caller, authorize, cookie,
+    error::PageError,
+    pages,
+    params::Params,
+    sign_in::{check_origin, form_cookie, is_browser, seal},
+    token::IdClaims,
+};
+use crate::{
+    secret::Purpose,
+    server::{App, Server},
+    store::{Session, StoreError},
+};
+
+/// Bound to the browser and to the session that it is asked about.
+#[derive(Serialize, Deserialize)]
+struct Ticket {
+    browser: String,
+    session: String,
+    /// Where to go afterwards; checked before it was sealed.
+    return_to: Option<String>,
+}
+
+/// Signs out at once when the client proves, by an ID token of this very session, that it is meant;
+/// asks otherwise, since any site can send a browser here.
+pub(super) async fn ask(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    RawForm(query): RawForm,
+) -> Result<Response, PageError> {
+    begin(&app, caller, &headers, &Params::parse(&query)).await
+}
+
+/// The confirmation, or a client's request by POST.
+pub(super) async fn submit(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    RawForm(form): RawForm,
+) -> Result<Response, PageError> {
+    let form = Params::parse(&form);
+    let Some(sealed) = form.get("ticket") else {
+        return begin(&app, caller, &headers, &form).await;
+    };
+    check_origin(&app, &headers)?;
+    let ticket: Ticket = app
+        .sealer
+        .open(Purpose::SignOut, sealed)
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .filter(|ticket: &Ticket| is_browser(&headers, &ticket.browser))
+        .ok_or_else(|| {
+            PageError::bad_request("This form is damaged. Go back and reload the page.")
+        })?;
+    let session = authorize::session(&app, &headers, caller.now).await?;
+    match session {
+        Some(session) if session.id == ticket.session => {
+            Ok(end(&app, caller, &session, ticket.return_to.as_deref()).await?)
+        }
+        Some(_) => begin(&app, caller, &headers, &Params::default()).await,
+        None => Ok(signed_out(ticket.return_to.as_deref())),
+    }
+}
+
+async fn begin(
+    app: &Server,
+    caller: Caller,
+    headers: &HeaderMap,
+    params: &Params,
+) -> Result<Response, PageError> {
+    let hint = params
+        .get("id_token_hint")
+        .and_then(|hint| app.ring.read_hint::<IdClaims>(hint))
+        .filter(|hint| hint.iss == app.issuer.as_str());
+    let named = params.get("client_id");
+    let client_id = match (&hint, named) {
+        (Some(hint), Some(named)) if hint.aud != named => None,
+        (Some(hint), _) => Some(hint.aud.as_str()),
+        (None, named) => named,
+    };
+    let client = match client_id {
+        Some(id) => app.store.client(id).await?,
+        None => None,
+    };
+    let return_to = params
+        .get("post_logout_redirect_uri")
+        .filter(|uri| client.as_ref().is_some_and(|client| client.may_return_to(uri, &app.gate)))
+        .map(|uri| authorize::with_query(uri, &[("state", params.get("state"))]));
+    let Some(session) = authorize::session(app, headers, caller.now).await? else {
+        return Ok(signed_out(return_to.as_deref()));
+    };
+    if hint.is_some_and(|hint| hint.sid == session.id && client.is_some()) {
+        return Ok(end(app, caller, &session, return_to.as_deref()).await?);
+    }
+    let (browser, set_cookie) = form_cookie(headers);
+    let target = return_to.as_deref().and_then(pages::form_target);
+    let ticket = Ticket { browser, session: session.id, return_to };
+    let ticket = seal(app, Purpose::SignOut, &ticket);
+    let name = session.person.name;
+    let page = pages::SignOutPage { name: name.as_str(), ticket: &ticket };
+    let mut response = pages::form(StatusCode::OK, &page, target.as_deref());
+    if let Some(cookie) = set_cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+async fn end(
+    app: &Server,
+    caller: Caller,
+    session: &Session,
+    return_to: Option<&str>,
+) -> Result<Response, StoreError> {
+    app.store.end_session(&session.id, caller.now).await?;
+    let event = Event {
+        who: Some(session.person.name.as_str()),
+        did: "signed-out",
+        to: Some("Dormouse"),
+        from: Some(caller.address),
+        credential: None,
+        outcome: Outcome::Allowed,
+        detail: None,
+    };
+    app.audit.record(caller.now, event);
+    Ok(signed_out(return_to))
+}
+
+fn signed_out(return_to: Option<&str>) -> Response {
+    let mut response = match return_to {
+        Some(uri) => authorize::see_other(uri),
+        None => pages::message(
+            StatusCode::OK,
+            "You are signed out",
+            "Close the browser if this machine is not yours.",
+            Some(("/", "Sign in again")),
+        ),
+    };
+    let removed = cookie::set(cookie::SSO, "", Some(0));
+    response.headers_mut().append(header::SET_COOKIE, removed);
+    response
+}

@@ -1,0 +1,130 @@
+//! Personal access tokens, managed by their owner.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use domain::{identity::CredentialKind, token::TYP};
+use jiff::SignedDuration;
+use runtime::audit::{Event, Outcome};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    bearer::{AccountBearer, Bearer},
+    error::ApiError,
+};
+use crate::{
+    scope,
+    server::{App, Server},
+    store::{NewPersonalToken, PersonalToken, StoreError},
+};
+
+/// A life nobody named.
+const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Shortest life, in seconds.
+const LIFETIME_MIN: u64 = 60;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewToken {
+    name: String,
+    /// Seconds; 30 days if absent.
+    expires_in: Option<u64>,
+    /// What the token that asks has, if absent.
+    scope: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Created {
+    /// Shown this once.
+    token: String,
+    #[serde(flatten)]
+    record: PersonalToken,
+}
+
+pub(super) async fn list(
+    State(app): State<App>,
+    AccountBearer(bearer): AccountBearer,
+) -> Result<Response, ApiError> {
+    let tokens = app.store.personal_tokens(&bearer.person.subject).await?;
+    Ok(Json(json!({ "tokens": tokens })).into_response())
+}
+
+/// A token made with a personal token neither outlives it nor can do more: who finds one cannot
+/// keep the door open with it.
+pub(super) async fn create(
+    State(app): State<App>,
+    AccountBearer(bearer): AccountBearer,
+    body: Result<Json<NewToken>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(new) = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let credential = &bearer.identity.credential;
+    let own = credential.scopes.join(" ");
+    let scope = match &new.scope {
+        Some(requested) => {
+            let granted = scope::allowed(requested, |one| scope::contains(&own, one)).join(" ");
+            if granted.split(' ').count() != requested.split_ascii_whitespace().count() {
+                let text = format!("a token may have these scopes: {own}");
+                return Err(ApiError::BadRequest(text));
+            }
+            granted
+        }
+        None => scope::allowed(scope::PERSONAL, |one| scope::contains(&own, one)).join(" "),
+    };
+    let lifetime = new.expires_in.map_or(LIFETIME.min(app.personal_token_max), Duration::from_secs);
+    let longest = app.personal_token_max.as_secs();
+    if !(LIFETIME_MIN..=longest).contains(&lifetime.as_secs()) {
+        let text = format!("expires_in must be between {LIFETIME_MIN} and {longest} seconds");
+        return Err(ApiError::BadRequest(text));
+    }
+    if credential.kind == CredentialKind::PersonalAccessToken {
+        let left = credential.expires_at.duration_since(bearer.caller.now);
+        if SignedDuration::try_from(lifetime).is_ok_and(|lifetime| lifetime > left) {
+            let text = "a token made with a personal token may not outlive it; give a shorter \
+                        expires_in or make it in the portal";
+            return Err(ApiError::Forbidden(text));
+        }
+    }
+    let new =
+        NewPersonalToken { name: &new.name, lifetime, audience: &app.audience, scope: &scope };
+    let (claims, record) = app
+        .store
+        .record_personal_token(&app.issuer, &bearer.person, &new, bearer.caller.now)
+        .await?;
+    let token = app.ring.sign(TYP, &claims).map_err(StoreError::from)?;
+    app.metrics.tokens_issued.with_label_values(&["personal"]).inc();
+    audit(&app, &bearer, "token-issued", &record.id);
+    Ok((StatusCode::CREATED, Json(Created { token, record })).into_response())
+}
+
+pub(super) async fn revoke(
+    State(app): State<App>,
+    AccountBearer(bearer): AccountBearer,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let subject = &bearer.person.subject;
+    if !app.store.revoke_personal_token(subject, &id, bearer.caller.now).await? {
+        return Err(ApiError::NotFound("you have no such token"));
+    }
+    audit(&app, &bearer, "token-revoked", &id);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn audit(app: &Server, bearer: &Bearer, did: &str, id: &str) {
+    let event = Event {
+        who: Some(bearer.person.name.as_str()),
+        did,
+        to: Some(&format!("Token {id}")),
+        from: Some(bearer.caller.address),
+        credential: Some(&bearer.identity.credential),
+        outcome: Outcome::Allowed,
+        detail: None,
+    };
+    app.audit.record(bearer.caller.now, event);
+}

@@ -1,0 +1,185 @@
+//! Wires the server together: settings in, a router and a serving loop out.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::Router;
+use domain::token::{Expected, KeySet, Verifier};
+use jiff::Timestamp;
+use runtime::{audit::Audit, service::Context};
+use tokio::{net::TcpListener, sync::watch, time::interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    address::Cidr,
+    client::Client,
+    config::Config,
+    http,
+    issuer::{GateHosts, Issuer},
+    metrics::Metrics,
+    secret::Sealer,
+    signing::KeyRing,
+    store::{Store, StoreError},
+    throttle::Throttle,
+};
+
+/// How far the clocks of those who check our own tokens here may differ: not at all.
+const LEEWAY: Duration = Duration::ZERO;
+
+/// Verified tokens that are remembered.
+const VERIFIED: usize = 4096;
+
+/// How often the database is asked whether an operator's command beside us changed the keys.
+const FEED_CHECK: Duration = Duration::from_secs(1);
+
+const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
+
+/// How long running requests may take when the server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Tells the time. Given from outside, so that tests can say that a code has expired.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// What every request needs.
+pub(crate) struct Server {
+    pub issuer: Issuer,
+    pub gate: GateHosts,
+    /// Where people without another place to go are sent.
+    pub portal: String,
+    pub audience: String,
+    pub access_token_lifetime: Duration,
+    pub session_idle: Duration,
+    pub session_max: Duration,
+    pub personal_token_max: Duration,
+    pub trusted_proxies: Vec<Cidr>,
+    pub store: Store,
+    pub ring: KeyRing,
+    pub verifier: Verifier,
+    pub sealer: Sealer,
+    pub metrics: Metrics,
+    pub audit: Audit,
+    pub shutdown: CancellationToken,
+    pub ssh_feed: watch::Sender<i64>,
+    throttle: Mutex<Throttle>,
+    clock: Clock,
+}
+
+pub(crate) type App = Arc<Server>;
+
+impl Server {
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    pub fn throttle(&self) -> MutexGuard<'_, Throttle> {
+        // A count that a panic left half-made is still a count.
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who wait for the feed what version it is now.
+    pub async fn check_feed(&self) -> Result<(), StoreError> {
+        let version = self.store.ssh_feed_version().await?;
+        self.ssh_feed.send_if_modified(|known| std::mem::replace(known, version) != version);
+        Ok(())
+    }
+}
+
+/// The server before it listens.
+pub struct Authserver {
+    app: App,
+    context: Context,
+}
+
+impl Authserver {
+    /// Opens the database and reads the clients' secrets.
+    pub async fn open(config: &Config, context: Context, clock: Clock) -> anyhow::Result<Self> {
+        let clients = Client::from_config(config)?;
+        let gate = GateHosts::new(&config.issuer, &config.base_domain)?;
+        let store = Store::open(&config.database).await?;
+        store.set_clients(&clients).await?;
+        let ring = store.key_ring().await?;
+        let expected = Expected {
+            issuer: config.issuer.as_str().to_owned(),
+            audience: config.audience.clone(),
+            leeway: LEEWAY,
+        };
+        let verifier = Verifier::new(expected, VERIFIED);
+        verifier.set_keys(KeySet::from_json(ring.jwks().as_bytes())?);
+        let version = store.ssh_feed_version().await?;
+        let server = Server {
+            portal: gate.start_page("portal"),
+            issuer: config.issuer.clone(),
+            gate,
+            audience: config.audience.clone(),
+            access_token_lifetime: config.access_token_lifetime,
+            session_idle: config.session_idle,
+            session_max: config.session_max,
+            personal_token_max: config.personal_token_max,
+            trusted_proxies: config.trusted_proxies.clone(),
+            sealer: store.sealer().await?,
+            store,
+            ring,
+            verifier,
+            metrics: Metrics::register(&context.registry)?,
+            audit: context.audit.clone(),
+            shutdown: context.shutdown.clone(),
+            ssh_feed: watch::Sender::new(version),
+            throttle: Mutex::default(),
+            clock,
+        };
+        Ok(Self { app: Arc::new(server), context })
+    }
+
+    /// Every endpoint. Needs the peer's address as `ConnectInfo<SocketAddr>`.
+    pub fn router(&self) -> Router {
+        http::router(self.app.clone())
+    }
+
+    /// Serves until the shutdown, and then as long as requests run, up to ten seconds.
+    pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
+        let shutdown = self.context.shutdown.clone();
+        let upkeep = tokio::spawn(keep_up(self.app.clone(), self.context.clone()));
+        let service = self.router().into_make_service_with_connect_info::<SocketAddr>();
+        let serving = axum::serve(listener, service)
+            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+        let late = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let served = tokio::select! {
+            served = serving => served,
+            () = late => Ok(()),
+        };
+        upkeep.abort();
+        self.app.store.close().await;
+        served.context("the authserver's listener failed")
+    }
+}
+
+/// Serves the provider on the listener, as plain HTTP behind the gateways, until the shutdown.
+pub async fn serve(config: Config, listener: TcpListener, context: Context) -> anyhow::Result<()> {
+    let clock: Clock = Arc::new(Timestamp::now);
+    Authserver::open(&config, context, clock).await?.serve(listener).await
+}
+
+/// Follows the feed's version, reports health, deletes what is over.
+async fn keep_up(app: App, context: Context) {
+    let mut feed = interval(FEED_CHECK);
+    let mut clean_up = interval(CLEAN_UP);
+    loop {
+        let done = tokio::select! {
+            () = context.shutdown.cancelled() => return,
+            _ = feed.tick() => app.check_feed().await,
+            _ = clean_up.tick() => app.store.clean_up(app.now(), app.session_idle).await,
+        };
+        let state = done.map_err(|error| {
+            tracing::warn!(%error, "the database does not answer");
+            "the database does not answer".to_owned()
+        });
+        context.health.set("database", state);
+    }
+}

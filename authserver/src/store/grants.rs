@@ -1,0 +1,273 @@
+//! Codes, refresh tokens and access tokens: each belongs to a grant, and dies with it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::{Session, Store, StoreError, seconds};
+use crate::{
+    pkce,
+    secret::{Secret, digest},
+};
+
+/// How long a code is valid (RFC 6749, section 4.1.2, allows ten minutes at most).
+const CODE_LIFETIME: i64 = 60;
+
+/// What a code is bound to.
+#[derive(Debug)]
+pub struct NewCode<'a> {
+    pub session_id: &'a str,
+    pub client_id: &'a str,
+    pub scope: &'a str,
+    pub redirect_uri: &'a str,
+    pub challenge: &'a pkce::Challenge,
+    pub nonce: Option<&'a str>,
+}
+
+/// What a code or a refresh token was exchanged for: the right to be issued tokens.
+#[derive(Debug)]
+pub struct Redeemed {
+    pub grant_id: String,
+    pub session: Session,
+    pub scope: String,
+    pub nonce: Option<String>,
+    /// A new one for a code; a refresh token stays as it is.
+    pub refresh_token: Option<Secret>,
+}
+
+/// Why a code or refresh token was refused. To the client all of them are `invalid_grant`.
+#[derive(Debug, thiserror::Error)]
+pub enum RedeemError {
+    #[error("it is not known")]
+    Unknown,
+    #[error("it belongs to another client")]
+    ForeignClient,
+    #[error("the code was used before; all that it gave is withdrawn")]
+    Replayed,
+    #[error("it has expired")]
+    Expired,
+    #[error("redirect_uri is not the one that the code was sent to")]
+    RedirectUri,
+    #[error("code_verifier does not match code_challenge")]
+    Verifier,
+    #[error("the session is over")]
+    SessionOver,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for RedeemError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+#[derive(FromRow)]
+struct CodeRow {
+    grant_id: String,
+    session_id: String,
+    client_id: String,
+    scope: String,
+    redirect_uri: String,
+    challenge: String,
+    nonce: Option<String>,
+    expires_at: i64,
+    used_at: Option<i64>,
+    revoked_at: Option<i64>,
+}
+
+#[derive(FromRow)]
+struct RefreshRow {
+    grant_id: String,
+    session_id: String,
+    client_id: String,
+    scope: String,
+    revoked_at: Option<i64>,
+}
+
+impl Store {
+    /// A grant, and the code for it.
+    pub async fn issue_code(&self, new: NewCode<'_>, now: Timestamp) -> Result<Secret, StoreError> {
+        let (grant_id, code) = (Uuid::new_v4().to_string(), Secret::generate());
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "INSERT INTO grants (id, session_id, client_id, scope, created_at)
+             VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(&grant_id)
+        .bind(new.session_id)
+        .bind(new.client_id)
+        .bind(new.scope)
+        .bind(now.as_second())
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "INSERT INTO codes (digest, grant_id, redirect_uri, challenge, nonce, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(code.digest())
+        .bind(&grant_id)
+        .bind(new.redirect_uri)
+        .bind(new.challenge.as_str())
+        .bind(new.nonce)
+        .bind(now.as_second() + CODE_LIFETIME)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(code)
+    }
+
+    /// Uses a code up. A second use withdraws what the first one gave (RFC 6749, section 4.1.2).
+    pub async fn redeem_code(
+        &self,
+        code: &str,
+        client_id: &str,
+        redirect_uri: &str,
+        verifier: &pkce::Verifier,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Redeemed, RedeemError> {
+        let mut tx = self.write().await?;
+        let row: Option<CodeRow> = sqlx::query_as(
+            "SELECT c.grant_id, g.session_id, g.client_id, g.scope, c.redirect_uri, c.challenge,
+                    c.nonce, c.expires_at, c.used_at, g.revoked_at
+             FROM codes c JOIN grants g ON g.id = c.grant_id WHERE c.digest = $1",
+        )
+        .bind(digest(code))
+        .fetch_optional(&mut *tx)
+        .await?;
+        let row = row.ok_or(RedeemError::Unknown)?;
+        if row.used_at.is_some() {
+            for statement in [
+                "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2",
+                "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
+                 WHERE grant_id = $2",
+            ] {
+                sqlx::query(statement)
+                    .bind(now.as_second())
+                    .bind(&row.grant_id)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            tx.commit().await?;
+            return Err(RedeemError::Replayed);
+        }
+        // A stranger cannot use the code up.
+        if row.client_id != client_id {
+            return Err(RedeemError::ForeignClient);
+        }
+        // From here on the code is spent, whatever comes of it: no second guess at the verifier.
+        sqlx::query("UPDATE codes SET used_at = $1 WHERE digest = $2")
+            .bind(now.as_second())
+            .bind(digest(code))
+            .execute(&mut *tx)
+            .await?;
+        let refusal = if row.expires_at <= now.as_second() {
+            Some(RedeemError::Expired)
+        } else if row.revoked_at.is_some() {
+            Some(RedeemError::SessionOver)
+        } else if row.redirect_uri != redirect_uri {
+            Some(RedeemError::RedirectUri)
+        } else if !verifier.matches(&row.challenge) {
+            Some(RedeemError::Verifier)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            tx.commit().await?;
+            return Err(refusal);
+        }
+        let refresh_token = Secret::generate();
+        sqlx::query(
+            "INSERT INTO refresh_tokens (digest, grant_id, created_at) VALUES ($1, $2, $3)",
+        )
+        .bind(refresh_token.digest())
+        .bind(&row.grant_id)
+        .bind(now.as_second())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        let session = self.session_by_id(&row.session_id, idle, now).await?;
+        Ok(Redeemed {
+            grant_id: row.grant_id,
+            session: session.ok_or(RedeemError::SessionOver)?,
+            scope: row.scope,
+            nonce: row.nonce,
+            refresh_token: Some(refresh_token),
+        })
+    }
+
+    /// A refresh token is good for as long as its session lives.
+    pub async fn redeem_refresh_token(
+        &self,
+        token: &str,
+        client_id: &str,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Redeemed, RedeemError> {
+        let row: Option<RefreshRow> = sqlx::query_as(
+            "SELECT r.grant_id, g.session_id, g.client_id, g.scope, g.revoked_at
+             FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.digest = $1",
+        )
+        .bind(digest(token))
+        .fetch_optional(&self.pool)
+        .await?;
+        let row = row.ok_or(RedeemError::Unknown)?;
+        if row.client_id != client_id {
+            return Err(RedeemError::ForeignClient);
+        }
+        if row.revoked_at.is_some() {
+            return Err(RedeemError::SessionOver);
+        }
+        let session = self.session_by_id(&row.session_id, idle, now).await?;
+        let session = session.ok_or(RedeemError::SessionOver)?;
+        sqlx::query("UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2")
+            .bind(now.as_second())
+            .bind(digest(token))
+            .execute(&self.pool)
+            .await?;
+        let RefreshRow { grant_id, scope, .. } = row;
+        Ok(Redeemed { grant_id, session, scope, nonce: None, refresh_token: None })
+    }
+
+    /// Writes down an access token before it is handed out. False when its grant has been
+    /// withdrawn meanwhile: then it must not be.
+    pub async fn record_access_token(
+        &self,
+        jti: &str,
+        grant_id: &str,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "INSERT INTO access_tokens (jti, grant_id, expires_at)
+             SELECT $1, id, $2 FROM grants WHERE id = $3 AND revoked_at IS NULL",
+        )
+        .bind(jti)
+        .bind(now.as_second().saturating_add(seconds(lifetime)))
+        .bind(grant_id)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The person of an access token, if it has not been withdrawn and its session is alive.
+    pub async fn access_token_holder(
+        &self,
+        jti: &str,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Option<super::Person>, StoreError> {
+        let session: Option<String> = sqlx::query_scalar(
+            "SELECT g.session_id FROM access_tokens a JOIN grants g ON g.id = a.grant_id
+             WHERE a.jti = $1 AND a.revoked_at IS NULL AND g.revoked_at IS NULL",
+        )
+        .bind(jti)
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(session) = session else { return Ok(None) };
+        Ok(self.session_by_id(&session, idle, now).await?.map(|session| session.person))
+    }
+}

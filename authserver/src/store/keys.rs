@@ -1,0 +1,69 @@
+//! The server's own keys.
+
+use jiff::Timestamp;
+
+use super::{Store, StoreError};
+use crate::{
+    secret::{Sealer, random},
+    signing::{KeyRing, KeyState, SigningError, SigningKey},
+};
+
+impl Store {
+    /// Makes the first signing key. Of several servers that start at once, one wins.
+    pub(super) async fn ensure_signing_key(&self, now: Timestamp) -> Result<(), StoreError> {
+        let any: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')")
+                .fetch_one(&self.pool)
+                .await?;
+        if any {
+            return Ok(());
+        }
+        let (kid, private_key) = tokio::task::spawn_blocking(SigningKey::generate)
+            .await
+            .map_err(|_| SigningError::Generate)??;
+        sqlx::query(
+            "INSERT INTO signing_keys (kid, state, private_key, created_at)
+             SELECT $1, 'active', $2, $3
+             WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')",
+        )
+        .bind(kid)
+        .bind(private_key)
+        .bind(now.as_second())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// All keys that are published, the oldest first.
+    pub async fn key_ring(&self) -> Result<KeyRing, StoreError> {
+        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
+            "SELECT kid, state, private_key FROM signing_keys ORDER BY created_at, kid",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut keys = Vec::with_capacity(rows.len());
+        for (kid, state, private_key) in rows {
+            let key = KeyState::parse(&state)
+                .and_then(|state| SigningKey::from_pkcs8(state, &private_key))
+                .filter(|key| key.kid == kid)
+                .ok_or(SigningError::Damaged(kid))?;
+            keys.push(key);
+        }
+        Ok(KeyRing::new(keys)?)
+    }
+
+    /// The key of tickets and device cookies, made at the first start.
+    pub async fn sealer(&self) -> Result<Sealer, StoreError> {
+        sqlx::query(
+            "INSERT INTO server_secrets (name, secret) VALUES ('seal', $1) ON CONFLICT DO NOTHING",
+        )
+        .bind(random().to_vec())
+        .execute(&self.pool)
+        .await?;
+        let key: Vec<u8> =
+            sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = 'seal'")
+                .fetch_one(&self.pool)
+                .await?;
+        Ok(Sealer::new(&key))
+    }
+}

@@ -1,0 +1,135 @@
+//! Sessions: one sign-in of one browser.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::{Person, Store, StoreError, people::PersonRow, seconds, time};
+use crate::secret::{self, Secret};
+
+/// How exactly the last use is known: a write per request would be a write for nothing.
+const TOUCH: i64 = 60;
+
+/// A session that is alive, and whose it is.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// `sid`.
+    pub id: String,
+    pub person: Person,
+    /// How the person proved who they are (`amr`, RFC 8176).
+    pub method: String,
+    /// `auth_time`.
+    pub signed_in_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+#[derive(FromRow)]
+struct SessionRow {
+    sid: String,
+    method: String,
+    session_created_at: i64,
+    used_at: i64,
+    expires_at: i64,
+    #[sqlx(flatten)]
+    person: PersonRow,
+}
+
+impl Store {
+    pub async fn begin_session(
+        &self,
+        person: Person,
+        method: &str,
+        max: Duration,
+        now: Timestamp,
+    ) -> Result<(Session, Secret), StoreError> {
+        let (id, secret) = (Uuid::new_v4().to_string(), Secret::generate());
+        let expires_at = now.as_second().saturating_add(seconds(max));
+        sqlx::query(
+            "INSERT INTO sessions
+             (id, secret_digest, person_id, method, created_at, used_at, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $5, $6)",
+        )
+        .bind(&id)
+        .bind(secret.digest())
+        .bind(&person.subject)
+        .bind(method)
+        .bind(now.as_second())
+        .bind(expires_at)
+        .execute(&self.pool)
+        .await?;
+        let expires_at = time(expires_at)?;
+        let method = method.to_owned();
+        Ok((Session { id, person, method, signed_in_at: now, expires_at }, secret))
+    }
+
+    /// The session of a browser's cookie, if it is alive. Counts as a use.
+    pub async fn session(
+        &self,
+        cookie: &str,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Option<Session>, StoreError> {
+        let id: Option<String> =
+            sqlx::query_scalar("SELECT id FROM sessions WHERE secret_digest = $1")
+                .bind(secret::digest(cookie))
+                .fetch_optional(&self.pool)
+                .await?;
+        match id {
+            Some(id) => self.session_by_id(&id, idle, now).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The session if it is alive. Counts as a use.
+    pub(super) async fn session_by_id(
+        &self,
+        id: &str,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Option<Session>, StoreError> {
+        let row: Option<SessionRow> = sqlx::query_as(
+            "SELECT s.id AS sid, s.method, s.created_at AS session_created_at, s.used_at,
+                    s.expires_at, p.*
+             FROM sessions s JOIN people p ON p.id = s.person_id
+             WHERE s.id = $1 AND s.ended_at IS NULL AND s.expires_at > $2 AND s.used_at + $3 > $2
+               AND p.disabled_at IS NULL",
+        )
+        .bind(id)
+        .bind(now.as_second())
+        .bind(seconds(idle))
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        if now.as_second() - row.used_at >= TOUCH {
+            sqlx::query("UPDATE sessions SET used_at = max(used_at, $1) WHERE id = $2")
+                .bind(now.as_second())
+                .bind(id)
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(Some(Session {
+            id: row.sid,
+            person: row.person.try_into()?,
+            method: row.method,
+            signed_in_at: time(row.session_created_at)?,
+            expires_at: time(row.expires_at)?,
+        }))
+    }
+
+    /// Ends the session and withdraws what was issued in it.
+    pub async fn end_session(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        for statement in [
+            "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE id = $2",
+            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE session_id = $2",
+            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
+             WHERE grant_id IN (SELECT id FROM grants WHERE session_id = $2)",
+        ] {
+            sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
