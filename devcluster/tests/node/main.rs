@@ -1,0 +1,5 @@
+//! The node with real processes.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod shim;
