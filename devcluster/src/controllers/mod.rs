@@ -19,6 +19,8 @@ mod queue;
 mod replicaset;
 mod scheduler;
 mod statefulset;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 use std::sync::Arc;
