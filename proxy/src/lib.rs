@@ -1,1 +1,85 @@
 //! Serves HTTP and WebSocket: the gate, and the engines behind it.
+//!
+//! [`serve`] runs the whole service. A connection is accepted and its heads are read by `front`;
+//! `gate` decides on each request; `engine` (pingora) and `tunnel` (upgraded streams) carry the
+//! bytes; `session` signs browsers in.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod access_log;
+mod answer;
+mod config;
+mod engine;
+mod front;
+mod gate;
+mod metrics;
+mod pages;
+mod session;
+mod tcp;
+mod tunnel;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
+use runtime::{jwks::JwksFollower, secret, service::Context};
+use tokio::sync::{mpsc, watch};
+
+pub use config::{Config, Limits, SystemAccess, SystemHost};
+
+use crate::{
+    front::Front,
+    gate::{Gate, Parts},
+    metrics::Metrics,
+    session::{Sessions, issuer::Issuer},
+};
+
+/// What the service is given by whoever starts it.
+pub struct Inputs {
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    /// Where a sleeping workload is asked for. Never waited on: a full queue is asked again later.
+    pub wake: mpsc::Sender<WakeRequest>,
+    pub verifier: Arc<Verifier>,
+    pub jwks: JwksFollower,
+    /// For calls to the issuer.
+    pub http: reqwest::Client,
+    /// Certificates; the protocols to negotiate are set here.
+    pub tls: Arc<rustls::ServerConfig>,
+    pub listener: std::net::TcpListener,
+}
+
+/// Serves until `ctx.shutdown` is cancelled and what was running has finished or had its time.
+pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
+    let Inputs { routes, wake, verifier, jwks, http, tls, listener } = inputs;
+    listener.set_nonblocking(true).context("the listener cannot be used")?;
+    let listener =
+        tokio::net::TcpListener::from_std(listener).context("the listener cannot be used")?;
+    let metrics = Metrics::register(&ctx.registry).context("metrics cannot be registered")?;
+    let client_secret = secret::read(&config.client_secret_file)?;
+    let issuer = Arc::new(Issuer::new(
+        &config.issuer,
+        &config.issuer_internal_url,
+        &config.client_id,
+        client_secret,
+        http,
+    ));
+    let following = tokio::spawn(issuer.clone().follow(ctx.clone()));
+    let sessions = Sessions::new(issuer, verifier.clone(), config.external_port);
+    let gate = Arc::new(Gate::new(
+        &config,
+        Parts {
+            routes,
+            wake,
+            verifier,
+            jwks,
+            sessions,
+            audit: ctx.audit.for_service("proxy"),
+            metrics,
+            shutdown: ctx.shutdown.clone(),
+        },
+    ));
+    let engine = engine::new(gate.clone(), config.limits.stall_timeout);
+    let (front, stop) = Front::new(&config, gate, engine, &tls, ctx.shutdown.clone());
+    Arc::new(front).run(listener, stop).await;
+    following.abort();
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! The proxy's settings.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Settings of the HTTP gateway.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Domain under which every host of ours has exactly one label, such as `example.org`.
+    pub base_domain: String,
+    /// Port that clients see in URLs.
+    #[serde(default = "https_port")]
+    pub external_port: u16,
+    /// The issuer's public URL, such as `https://auth.example.org`; the `iss` of every token.
+    pub issuer: String,
+    /// Where the issuer is reached from here, such as `http://127.0.0.1:9000`. Discovery, tokens and
+    /// keys are fetched there and never through this proxy.
+    pub issuer_internal_url: String,
+    /// Name of the gateways' client at the issuer.
+    #[serde(default = "client_id")]
+    pub client_id: String,
+    /// File with the client's secret.
+    pub client_secret_file: PathBuf,
+    /// Hosts that are no workloads: the issuer itself and the portal.
+    #[serde(default)]
+    pub system_hosts: Vec<SystemHost>,
+    #[serde(default)]
+    pub limits: Limits,
+    /// How long running exchanges may take to finish after the process is asked to stop. WebSockets
+    /// then get a Close frame.
+    #[serde(default = "drain_grace", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub drain_grace: Duration,
+}
+
+/// A host served by a service of ours.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SystemHost {
+    /// Exact name, lower case, without port, such as `auth.example.org`.
+    pub host: String,
+    /// Where the service listens, plain HTTP/1.1.
+    pub upstream: SocketAddr,
+    pub access: SystemAccess,
+    /// Paths below these are answered 404: they are for calls between services.
+    #[serde(default)]
+    pub closed_paths: Vec<String>,
+}
+
+/// Who may reach a system host, and what the service is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SystemAccess {
+    /// Everybody; cookies and credentials pass untouched, identity headers are removed.
+    Open,
+    /// Whoever is signed in; the access token is forwarded as `Authorization: Bearer`.
+    SignedIn,
+}
+
+/// Bounds that keep one client from taking everything.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections open at a time, in all.
+    pub connections: usize,
+    /// Connections open at a time from one address (IPv6: from one /64).
+    pub connections_per_address: usize,
+    /// Requests held at a time while workloads wake, in all.
+    pub held: usize,
+    /// Requests held at a time for one workload.
+    pub held_per_workload: usize,
+    /// Longest request head, in bytes.
+    pub head_bytes: usize,
+    /// From the first byte of a head to its end; also the time for a TLS handshake.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub head_timeout: Duration,
+    /// How long a connection may be idle between two requests.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub keep_alive: Duration,
+    /// A request or answer body that does not move for this long is cut. WebSockets have no such limit.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub stall_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 50_000,
+            connections_per_address: 20_000,
+            held: 4_096,
+            held_per_workload: 256,
+            head_bytes: 48 * 1024,
+            head_timeout: Duration::from_secs(15),
+            keep_alive: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(3 * 3600),
+        }
+    }
+}
+
+fn https_port() -> u16 {
+    443
+}
+
+fn client_id() -> String {
+    "dormouse-gate".to_owned()
+}
+
+fn drain_grace() -> Duration {
+    Duration::from_secs(30)
+}

@@ -1,0 +1,338 @@
+//! The general engine: pingora, for whatever is neither an upgrade nor refused by the front.
+
+mod answer;
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use domain::workload::WorkloadRef;
+use http::{HeaderValue, header};
+use jiff::Timestamp;
+use pingora::{
+    Error, ErrorSource, ErrorType, Result,
+    http::{RequestHeader, ResponseHeader},
+    protocols::http::v2::server::default_h2_options,
+    proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy},
+    server::configuration::ServerConf,
+    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    access_log,
+    answer::Refusal,
+    gate::{
+        Admitted, Destination, Gate, Verdict,
+        head::{Audience, Field, Head},
+        scrub::{self, Scrub, Trust},
+    },
+};
+
+/// A workload that has just become ready may refuse connections for an instant more.
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// One try of a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two tries.
+pub const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection to a workload is kept for the next request: less than the five seconds
+/// after which the most impatient of the usual servers close theirs.
+const POOL_IDLE: Duration = Duration::from_secs(3);
+const POOL_SIZE: usize = 512;
+/// Tries of one request; time ends them earlier.
+const TRIES_MAX: usize = 128;
+/// An HTTP/2 connection without a request is closed after this.
+const H2_IDLE: Duration = Duration::from_secs(300);
+
+pub struct Engine {
+    gate: Arc<Gate>,
+    stall_timeout: Duration,
+}
+
+pub fn new(gate: Arc<Gate>, stall_timeout: Duration) -> Arc<HttpProxy<Engine>> {
+    let conf = Arc::new(ServerConf {
+        upstream_keepalive_pool_size: POOL_SIZE,
+        max_retries: TRIES_MAX,
+        ..ServerConf::default()
+    });
+    let mut proxy = http_proxy(&conf, Engine { gate, stall_timeout });
+    let mut options = pingora::apps::HttpServerOptions::default();
+    options.h2_idle_timeout = Some(H2_IDLE);
+    proxy.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(250);
+    // A fair start for uploads; the default of 64 KiB makes them slow over distance.
+    h2.initial_window_size(1 << 20).initial_connection_window_size(4 << 20);
+    proxy.h2_options = Some(h2);
+    Arc::new(proxy)
+}
+
+/// One exchange. Dropped at its end, and the activity guard with it.
+pub struct Exchange {
+    started: Instant,
+    admitted: Option<Box<Admitted>>,
+    audience: Audience,
+    tries: u32,
+    give_up_at: Option<Instant>,
+}
+
+/// The parts of pingora's request that a [`Head`] borrows.
+struct Borrowed<'a> {
+    authority: &'a str,
+    target: &'a str,
+    method: &'a str,
+    fields: Vec<Field<'a>>,
+}
+
+impl<'a> Borrowed<'a> {
+    fn of(request: &'a RequestHeader) -> Result<Self, Refusal> {
+        let bad = Refusal::BadRequest;
+        let target = std::str::from_utf8(request.raw_path())
+            .map_err(|_| bad("The request target is not a plain path"))?;
+        if !target.starts_with('/') || !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+            return Err(bad("The request target is not a plain path"));
+        }
+        let mut hosts = request.headers.get_all(header::HOST).iter();
+        let host = hosts.next().map(HeaderValue::to_str).transpose();
+        let host = host.map_err(|_| bad("The Host header is malformed"))?;
+        let authority = request.uri.authority().map(|authority| authority.as_str());
+        let same = host.is_none() || authority.is_none() || host == authority;
+        if hosts.next().is_some() || !same {
+            return Err(bad("There are two hosts"));
+        }
+        let authority = authority.or(host).ok_or(bad("There is no Host header"))?;
+        let fields = request
+            .headers
+            .iter()
+            .map(|(name, value)| Field { name: name.as_str(), value: value.as_bytes() })
+            .collect();
+        Ok(Self { authority, target, method: request.method.as_str(), fields })
+    }
+
+    fn head(&self) -> Head<'_> {
+        let Self { authority, target, method, fields } = self;
+        Head { method, target, authority, fields }
+    }
+}
+
+fn client_ip(session: &Session) -> IpAddr {
+    let address = session.client_addr().and_then(|address| address.as_inet());
+    address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
+}
+
+fn broken(why: &'static str) -> Box<Error> {
+    Error::explain(ErrorType::InternalError, why)
+}
+
+#[async_trait]
+impl ProxyHttp for Engine {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange {
+            started: Instant::now(),
+            admitted: None,
+            audience: Audience::Client,
+            tries: 0,
+            give_up_at: None,
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
+        session.set_write_timeout(Some(self.stall_timeout));
+        let from = client_ip(session);
+        let verdict = match Borrowed::of(session.req_header()) {
+            Ok(borrowed) => {
+                ctx.audience = borrowed.head().audience();
+                self.gate.admit(&borrowed.head(), from, Timestamp::now()).await
+            }
+            Err(refusal) => Verdict::Answer(refusal.answer(Audience::Client)),
+        };
+        match verdict {
+            Verdict::Forward(admitted) => {
+                ctx.admitted = Some(admitted);
+                Ok(false)
+            }
+            Verdict::Answer(answer) => {
+                answer::write(session, answer).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        let admitted = ctx.admitted.as_ref().ok_or_else(|| broken("a request without a grant"))?;
+        if ctx.tries > 0 {
+            self.gate.metrics.connect_retries.inc();
+            sleep(CONNECT_PAUSE).await;
+        }
+        ctx.tries += 1;
+        let address = self.gate.peer(&admitted.destination);
+        let address =
+            address.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.group_key = group(&admitted.destination);
+        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.idle_timeout = Some(POOL_IDLE);
+        // An answer may take hours; how long is the workload's business.
+        peer.options.read_timeout = None;
+        peer.options.write_timeout = Some(self.stall_timeout);
+        // The scrubbing of the gate decides, the same for every engine.
+        let mut policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        policy.strip_connection_nominated = false;
+        peer.options.http_upstream_request_policy = policy;
+        Ok(Box::new(peer))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Exchange,
+    ) -> Result<()> {
+        let admitted = ctx.admitted.as_ref().ok_or_else(|| broken("a request without a grant"))?;
+        let borrowed = Borrowed::of(session.req_header())
+            .map_err(|_| broken("a request that was refused went on"))?;
+        let head = borrowed.head();
+        let scrub = Scrub::new(&head, admitted.trust);
+        let gone: Vec<_> =
+            upstream.headers.keys().filter(|name| !scrub.keeps(name.as_str())).cloned().collect();
+        for name in gone {
+            upstream.remove_header(&name);
+        }
+        if let Some(cookie) = scrub.cookie() {
+            upstream.insert_header(header::COOKIE, cookie)?;
+        }
+        for (name, value) in &admitted.headers {
+            upstream.insert_header(*name, value.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Exchange,
+    ) -> Result<()> {
+        let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        if admitted.trust != Trust::Service {
+            let all = response.headers.get_all(header::SET_COOKIE).iter();
+            let kept: Vec<_> =
+                all.filter(|value| scrub::keeps_set_cookie(value.as_bytes())).cloned().collect();
+            response.remove_header(&header::SET_COOKIE);
+            for value in kept {
+                response.append_header(header::SET_COOKIE, value)?;
+            }
+        }
+        // Informational answers carry no cookies.
+        if !response.status.is_informational() {
+            for cookie in &admitted.set_cookies {
+                response.append_header(header::SET_COOKIE, cookie.as_str())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent yet, so trying again is always safe.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Exchange,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        let now = Instant::now();
+        let give_up_at = *ctx.give_up_at.get_or_insert(now + CONNECT_PATIENCE);
+        e.set_retry(now < give_up_at);
+        e
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        e: &Error,
+        ctx: &mut Exchange,
+    ) -> FailToProxy {
+        let refusal = match (e.esource(), e.etype()) {
+            (_, ErrorType::HTTPStatus(503)) => Refusal::Unreachable,
+            (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ConnectRefused)
+            | (ErrorSource::Upstream, ErrorType::ConnectError | ErrorType::ConnectNoRoute) => {
+                Refusal::Unreachable
+            }
+            (ErrorSource::Downstream, ErrorType::WriteError)
+            | (ErrorSource::Downstream, ErrorType::ReadError)
+            | (ErrorSource::Downstream, ErrorType::ConnectionClosed) => {
+                // Nobody is there to be told.
+                return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            }
+            (ErrorSource::Downstream, _) => Refusal::BadRequest("The request is malformed"),
+            _ => Refusal::BadGateway,
+        };
+        tracing::debug!(error = %e, "a request failed");
+        let answer = refusal.answer(ctx.audience).closing();
+        let status = answer.status;
+        if session.response_written().is_none() {
+            self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+            let _ = answer::write(session, answer).await;
+        }
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Exchange) {
+        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        self.gate.metrics.answered("pingora", status);
+        self.gate.metrics.seconds.observe(ctx.started.elapsed().as_secs_f64());
+        let request = session.req_header();
+        let host = request.uri.authority().map(|authority| authority.as_str());
+        let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
+        let path = String::from_utf8_lossy(request.raw_path());
+        access_log::Line {
+            from: client_ip(session),
+            method: request.method.as_str(),
+            host: host.unwrap_or_default(),
+            path: path.split('?').next().unwrap_or_default(),
+            status,
+            bytes: session.body_bytes_sent() as u64,
+            took: ctx.started.elapsed(),
+            user: ctx.admitted.as_ref().and_then(|admitted| admitted.user.as_deref()),
+            admitted: ctx.admitted.is_some(),
+            broken_off: error.is_some(),
+        }
+        .write();
+    }
+
+    /// Our own log lines say it, without the query.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Exchange, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Exchange,
+        _error: &Error,
+        _context: pingora::proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// Connections of one workload are never used for another one that got its address.
+fn group(destination: &Destination) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    match destination {
+        Destination::Workload(grant) => WorkloadRef::hash(grant.workload(), &mut hasher),
+        Destination::Service { name, .. } => name.hash(&mut hasher),
+    }
+    hasher.finish()
+}

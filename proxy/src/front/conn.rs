@@ -1,0 +1,271 @@
+//! A client's connection, lent to an engine for one exchange at a time.
+//!
+//! While it is lent it hands out exactly the bytes of that exchange: head and body, and not one byte
+//! of what the client has pipelined behind them. So an engine can be changed between two requests
+//! without asking the first one what it read too much.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType, l4::socket::SocketAddr as PingoraAddr,
+    raw_connect::ProxyDigest,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{chunked::Chunked, head::BodyFraming, limits::Permit};
+
+/// How much is read at once.
+const READ: usize = 16 * 1024;
+/// How much is kept of what a client pipelines.
+const AHEAD_MAX: usize = 64 * 1024;
+
+pub struct Conn {
+    io: TlsStream<TcpStream>,
+    /// Read and not handed on.
+    ahead: BytesMut,
+    lent: Lent,
+    ended: bool,
+    peer: SocketAddr,
+    socket: Arc<SocketDigest>,
+    _permit: Permit,
+}
+
+/// What the borrower may still read.
+#[derive(Debug)]
+enum Lent {
+    /// Everything (HTTP/2, or an upgraded stream).
+    All,
+    Length(u64),
+    Chunked {
+        head: usize,
+        body: Chunked,
+    },
+}
+
+impl Conn {
+    pub fn new(io: TlsStream<TcpStream>, peer: SocketAddr, permit: Permit) -> Self {
+        let socket = SocketDigest::from_raw_fd(io.get_ref().0.as_raw_fd());
+        let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
+        Self {
+            io,
+            ahead: BytesMut::new(),
+            lent: Lent::All,
+            ended: false,
+            peer,
+            socket: Arc::new(socket),
+            _permit: permit,
+        }
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub fn tcp(&self) -> &TcpStream {
+        self.io.get_ref().0
+    }
+
+    pub fn is_h2(&self) -> bool {
+        self.io.get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    pub fn take_ahead(&mut self, length: usize) -> BytesMut {
+        self.ahead.split_to(length.min(self.ahead.len()))
+    }
+
+    /// Reads more of a head. `false` at the end of the stream.
+    pub async fn read_ahead(&mut self) -> io::Result<bool> {
+        self.ahead.reserve(READ);
+        Ok(self.io.read_buf(&mut self.ahead).await? > 0)
+    }
+
+    /// From here on the borrower gets a head of that length and the body behind it.
+    pub fn lend(&mut self, head: usize, body: BodyFraming) {
+        self.lent = match body {
+            BodyFraming::Length(body) => Lent::Length(head as u64 + body),
+            BodyFraming::Chunked => Lent::Chunked { head, body: Chunked::request() },
+        };
+    }
+
+    /// The borrower gets all that follows.
+    pub fn lend_all(&mut self) {
+        self.lent = Lent::All;
+    }
+
+    /// Whether the borrower has read its exchange to the end, and the next one can follow.
+    pub fn is_at_end(&self) -> bool {
+        match &self.lent {
+            Lent::All => false,
+            Lent::Length(left) => *left == 0,
+            Lent::Chunked { head, body } => *head == 0 && body.is_done(),
+        }
+    }
+
+    /// Waits until the client closes. What it sends meanwhile is kept, up to a bound.
+    pub async fn closed(&mut self) {
+        self.lent = Lent::Length(0);
+        let mut nothing = [0; 1];
+        let _ = self.read(&mut nothing).await;
+    }
+
+    /// How many of the bytes ahead the borrower may have, at most `room`.
+    fn allowed(&mut self, room: usize) -> io::Result<usize> {
+        let there = self.ahead.len().min(room);
+        match &mut self.lent {
+            Lent::All => Ok(there),
+            Lent::Length(left) => {
+                let taken = (there as u64).min(*left);
+                *left -= taken;
+                Ok(usize::try_from(taken).unwrap_or(there))
+            }
+            Lent::Chunked { head, .. } if *head > 0 => {
+                let taken = there.min(*head);
+                *head -= taken;
+                Ok(taken)
+            }
+            Lent::Chunked { body, .. } => {
+                let bytes = self.ahead.get(..there).unwrap_or_default();
+                body.advance(bytes).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))
+            }
+        }
+    }
+
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.ahead.reserve(READ);
+        let before = self.ahead.len();
+        let read = std::pin::pin!(self.io.read_buf(&mut self.ahead));
+        ready!(std::future::Future::poll(read, cx))?;
+        let read = self.ahead.len() - before;
+        self.ended |= read == 0;
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Past the end of the exchange only the end of the stream is of interest.
+        while this.is_at_end() {
+            if this.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if this.ahead.len() >= AHEAD_MAX {
+                return Poll::Pending;
+            }
+            ready!(this.poll_ahead(cx))?;
+        }
+        if this.ahead.is_empty() {
+            if matches!(this.lent, Lent::All) {
+                return Pin::new(&mut this.io).poll_read(cx, out);
+            }
+            if !this.ended && ready!(this.poll_ahead(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let taken = this.allowed(out.remaining())?;
+        out.put_slice(this.ahead.get(..taken).unwrap_or_default());
+        this.ahead.advance(taken);
+        if this.ahead.is_empty() {
+            // An idle connection keeps no buffer.
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn").field("peer", &self.peer).field("lent", &self.lent).finish()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Conn {
+    async fn shutdown(&mut self) {
+        let _ = AsyncWriteExt::shutdown(&mut self.io).await;
+    }
+}
+
+impl UniqueID for Conn {
+    fn id(&self) -> UniqueIDType {
+        self.tcp().as_raw_fd()
+    }
+}
+
+impl Ssl for Conn {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(if self.is_h2() { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for Conn {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Conn {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Conn {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
+
+impl Peek for Conn {}

@@ -1,0 +1,152 @@
+//! One client connection, from its handshake to its end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use pingora::{
+    apps::{HttpServerApp, ServerApp},
+    protocols::{Stream, http::ServerSession, http::v1::server::HttpSession},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    Front,
+    conn::Conn,
+    head::{self, BodyFraming, FIELDS_MAX},
+    limits::Permit,
+    write_answer,
+};
+use crate::{answer::Refusal, gate::head::Audience, tcp, tunnel};
+
+/// How long a client may take to read a refusal before the connection is closed under it.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The next head: how long it is, how its body is framed, and for whom.
+struct Next {
+    length: usize,
+    body: BodyFraming,
+    upgrade: bool,
+}
+
+enum NoNext {
+    /// Closed, idle for too long, or stopping.
+    Over,
+    TooSlow,
+    Refused(Refusal),
+}
+
+pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, permit: Permit) {
+    tcp::tune(&tcp);
+    let handshake = front.tls.accept(tcp);
+    let io = match timeout(front.limits.head_timeout, handshake).await {
+        Ok(Ok(io)) => io,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, "TLS handshake failed");
+            return refused(&front, "tls");
+        }
+        Err(_) => return refused(&front, "slow-handshake"),
+    };
+    let mut conn = Box::new(Conn::new(io, peer, permit));
+    if conn.is_h2() {
+        let stream: Stream = conn;
+        Box::pin(front.engine.process_new(stream, &front.stopping_watch)).await;
+        return;
+    }
+    loop {
+        let next = match next_head(&front, &mut conn).await {
+            Ok(next) => next,
+            Err(NoNext::Over) => return,
+            Err(NoNext::TooSlow) => return refused(&front, "slow-head"),
+            Err(NoNext::Refused(refusal)) => {
+                front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+                front.metrics.answered("front", refusal.answer(Audience::Client).status);
+                return goodbye(&mut conn, &refusal).await;
+            }
+        };
+        if next.upgrade {
+            let head = conn.take_ahead(next.length).freeze();
+            return Box::pin(tunnel::serve(&front, conn, &head)).await;
+        }
+        conn.lend(next.length, next.body);
+        match Box::pin(through_engine(&front, conn)).await {
+            Some(back) => conn = back,
+            None => return,
+        }
+    }
+}
+
+fn refused(front: &Front, reason: &str) {
+    front.metrics.connections_refused.with_label_values(&[reason]).inc();
+}
+
+/// Lends the connection to pingora for one exchange. `None` when it cannot be used any more.
+async fn through_engine(front: &Front, conn: Box<Conn>) -> Option<Box<Conn>> {
+    let mut session = HttpSession::new(conn);
+    session.set_read_timeout(Some(front.limits.stall_timeout));
+    session.set_write_timeout(Some(front.limits.stall_timeout));
+    let mut session = ServerSession::H1(session);
+    let stopping = front.stopping.is_cancelled();
+    // Only whether, not for how long: waiting for the next head is ours.
+    session.set_keepalive(if stopping { None } else { Some(60) });
+    let reused = front.engine.process_new_http(session, &front.stopping_watch).await?;
+    let (stream, _) = reused.consume();
+    let conn = stream.into_any().downcast::<Conn>().ok()?;
+    conn.is_at_end().then_some(conn)
+}
+
+/// Waits for a head: long for its first byte, and not long from there to its last.
+async fn next_head(front: &Front, conn: &mut Conn) -> Result<Next, NoNext> {
+    let limits = &front.limits;
+    if conn.ahead().is_empty() {
+        let first = tokio::select! {
+            first = timeout(limits.keep_alive, conn.read_ahead()) => first,
+            () = front.stopping.cancelled() => return Err(NoNext::Over),
+        };
+        if !matches!(first, Ok(Ok(true))) {
+            return Err(NoNext::Over);
+        }
+    }
+    let deadline = Instant::now() + limits.head_timeout;
+    let length = loop {
+        match head::length(conn.ahead(), limits.head_bytes) {
+            Ok(Some(length)) => break length,
+            Ok(None) => {}
+            Err(refusal) => return Err(NoNext::Refused(refusal)),
+        }
+        match timeout_at(deadline, conn.read_ahead()).await {
+            Ok(Ok(true)) => {}
+            Ok(_) => return Err(NoNext::Over),
+            Err(_) => return Err(NoNext::TooSlow),
+        }
+    };
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let bytes = conn.ahead().get(..length).unwrap_or_default();
+    let parsed = head::parse(bytes, &mut fields).map_err(NoNext::Refused)?;
+    let upgrade = parsed.head.is_upgrade();
+    if upgrade && (parsed.body != BodyFraming::Length(0) || !parsed.http_11) {
+        return Err(NoNext::Refused(Refusal::BadRequest("A WebSocket handshake has no body")));
+    }
+    Ok(Next { length, body: parsed.body, upgrade })
+}
+
+/// Refuses and closes. What the client still sends is read for a moment, or closing would reset the
+/// connection before it has read the answer.
+async fn goodbye(conn: &mut Conn, refusal: &Refusal) {
+    let said = async {
+        let answer = refusal.answer(Audience::Client).closing();
+        write_answer(conn, &answer, false).await?;
+        conn.shutdown().await
+    };
+    if timeout(LINGER, said).await.is_ok_and(|said| said.is_ok()) {
+        let drained = async {
+            while conn.read_ahead().await.is_ok_and(|more| more) {
+                let length = conn.ahead().len();
+                drop(conn.take_ahead(length));
+            }
+        };
+        let _ = timeout(LINGER, drained).await;
+    }
+}

@@ -1,0 +1,124 @@
+//! Our own accept loop: TLS, limits, deadlines, the strict reading of heads, and the drain. What is a
+//! WebSocket handshake goes to the tunnel, everything else to pingora.
+
+pub mod chunked;
+pub mod conn;
+mod connection;
+pub mod head;
+pub mod limits;
+mod write;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use pingora::{apps::HttpServerApp, proxy::HttpProxy, server::ShutdownWatch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::limits::{Limits, Permit};
+use crate::{config, engine::Engine, gate::Gate, metrics::Metrics};
+
+pub use write::write_answer;
+
+/// After the grace: for Close frames to be answered and last bytes to leave.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// What every connection needs.
+pub struct Front {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) engine: Arc<HttpProxy<Engine>>,
+    pub(crate) limits: config::Limits,
+    pub(crate) metrics: Metrics,
+    tls: TlsAcceptor,
+    connections: Limits,
+    /// Nothing new: set when the process is asked to stop.
+    pub(crate) stopping: CancellationToken,
+    stopping_watch: ShutdownWatch,
+    /// The grace is over: WebSockets say goodbye.
+    pub(crate) going: CancellationToken,
+    drain_grace: Duration,
+}
+
+impl Front {
+    pub fn new(
+        config: &config::Config,
+        gate: Arc<Gate>,
+        engine: Arc<HttpProxy<Engine>>,
+        tls: &rustls::ServerConfig,
+        stopping: CancellationToken,
+    ) -> (Self, watch::Sender<bool>) {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let limits = config.limits.clone();
+        let (stop, stopping_watch) = watch::channel(false);
+        let front = Self {
+            metrics: gate.metrics.clone(),
+            gate,
+            engine,
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            connections: Limits::new(limits.connections, limits.connections_per_address),
+            limits,
+            stopping,
+            stopping_watch,
+            going: CancellationToken::new(),
+            drain_grace: config.drain_grace,
+        };
+        (front, stop)
+    }
+
+    /// Accepts until asked to stop, then drains.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, stop: watch::Sender<bool>) {
+        let running = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.stopping.cancelled() => break,
+            };
+            match accepted {
+                Ok((tcp, peer)) => match self.connections.take(peer.ip()) {
+                    Ok(permit) => {
+                        running.spawn(self.clone().connection(tcp, peer, permit));
+                    }
+                    // Closed at once: the others keep their places.
+                    Err(full) => {
+                        self.metrics.connections_refused.with_label_values(&[full.reason()]).inc();
+                    }
+                },
+                Err(error) => {
+                    // Out of file descriptors, mostly: some will be given back.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        let _ = stop.send(true);
+        self.engine.http_cleanup().await;
+        running.close();
+        if timeout(self.drain_grace, running.wait()).await.is_err() {
+            tracing::info!(connections = running.len(), "the grace is over; closing what is open");
+            self.going.cancel();
+            let _ = timeout(LAST_WORDS, running.wait()).await;
+        }
+    }
+
+    async fn connection(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, permit: Permit) {
+        self.metrics.connections.inc();
+        let served = connection::serve(self.clone(), tcp, peer, permit);
+        tokio::select! {
+            () = served => {}
+            () = self.cut() => {}
+        }
+        self.metrics.connections.dec();
+    }
+
+    /// Resolves when even the last words must have been said.
+    async fn cut(&self) {
+        self.going.cancelled().await;
+        sleep(LAST_WORDS).await;
+    }
+}

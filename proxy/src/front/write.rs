@@ -1,0 +1,37 @@
+//! Writes an answer of our own in HTTP/1.1, where no engine is at hand.
+
+use std::{fmt::Write as _, io};
+
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use crate::answer::{Answer, Body};
+
+/// Always closes the connection afterwards, and says so. A streamed body is not written here: no
+/// answer to a handshake or to a broken head has one.
+pub async fn write_answer(
+    to: &mut (impl AsyncWrite + Unpin),
+    answer: &Answer,
+    head_only: bool,
+) -> io::Result<()> {
+    let none = Bytes::new();
+    let body = match &answer.body {
+        Body::Whole(body) => body,
+        Body::Stream(_) => &none,
+    };
+    let reason = StatusCode::from_u16(answer.status).ok().and_then(|code| code.canonical_reason());
+    let mut text = format!("HTTP/1.1 {} {}\r\n", answer.status, reason.unwrap_or("Unknown"));
+    for (name, value) in &answer.headers {
+        // Nothing of a value may end the line: texts of others are among them.
+        let value: String = value.chars().filter(|c| !c.is_control()).collect();
+        let _ = write!(text, "{name}: {value}\r\n");
+    }
+    let _ = write!(text, "Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let mut bytes = text.into_bytes();
+    if !head_only {
+        bytes.extend_from_slice(body);
+    }
+    to.write_all(&bytes).await?;
+    to.flush().await
+}

@@ -1,0 +1,475 @@
+//! The gate: who is asking, may they, is it there, and what the upstream is told. One piece of code
+//! under every engine: an engine hands in a parsed [`Head`] and gets a [`Verdict`].
+
+pub mod credential;
+pub mod head;
+pub mod host;
+mod identify;
+pub mod origin;
+mod own;
+pub mod scrub;
+pub mod wake;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+};
+
+use domain::{
+    access::{self, Grant, Readiness, Target},
+    activity::{Guard, How},
+    classify,
+    route::{Progress, RouteTable, Step},
+    token::Verifier,
+    wake::WakeRequest,
+};
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+use runtime::{
+    audit::{Audit, Event, Outcome},
+    jwks::JwksFollower,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    head::{Audience, Head},
+    host::Host,
+    identify::{SignedIn, Unidentified, Via},
+    scrub::Trust,
+    wake::{Holds, Waker},
+};
+use crate::{
+    answer::{Answer, Refusal},
+    config::{Config, SystemAccess, SystemHost},
+    metrics::Metrics,
+    pages,
+    session::{Sessions, return_path::ReturnPath},
+};
+
+/// Sessions whose first use of a workload has been written to the audit log.
+const OPENED_REMEMBERED: usize = 50_000;
+
+pub struct Gate {
+    base_domain: String,
+    external_port: u16,
+    system_hosts: HashMap<String, SystemHost>,
+    routes: watch::Receiver<Arc<RouteTable>>,
+    waker: Arc<Waker>,
+    holds: Holds,
+    verifier: Arc<Verifier>,
+    jwks: JwksFollower,
+    sessions: Sessions,
+    opened: Cache<(String, String), ()>,
+    audit: Audit,
+    /// The second in which a bad credential was last written to the audit log.
+    refused_second: AtomicI64,
+    pub(crate) metrics: Metrics,
+    shutdown: CancellationToken,
+}
+
+/// What the gate is made of, besides its settings.
+pub struct Parts {
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub wake: mpsc::Sender<WakeRequest>,
+    pub verifier: Arc<Verifier>,
+    pub jwks: JwksFollower,
+    pub sessions: Sessions,
+    pub audit: Audit,
+    pub metrics: Metrics,
+    pub shutdown: CancellationToken,
+}
+
+pub enum Verdict {
+    Forward(Box<Admitted>),
+    Answer(Answer),
+}
+
+/// Where an admitted request goes. A workload only ever by its grant.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    Workload(Grant),
+    Service { name: String, address: SocketAddr },
+}
+
+/// A request that may go on. Counts as presence for as long as it lives.
+#[derive(Debug)]
+pub struct Admitted {
+    pub destination: Destination,
+    pub trust: Trust,
+    /// Fields to set, after everything that looks like them was removed.
+    pub headers: Vec<(&'static str, String)>,
+    /// Renewed session cookies for the answer.
+    pub set_cookies: Vec<String>,
+    pub guard: Option<Guard>,
+    pub user: Option<String>,
+}
+
+impl Gate {
+    pub fn new(config: &Config, parts: Parts) -> Self {
+        let system_hosts =
+            config.system_hosts.iter().map(|host| (host.host.clone(), host.clone())).collect();
+        let limits = &config.limits;
+        Self {
+            base_domain: config.base_domain.to_ascii_lowercase(),
+            external_port: config.external_port,
+            system_hosts,
+            waker: Arc::new(Waker::new(parts.wake, parts.metrics.clone())),
+            holds: Holds::new(limits.held, limits.held_per_workload, parts.metrics.clone()),
+            routes: parts.routes,
+            verifier: parts.verifier,
+            jwks: parts.jwks,
+            sessions: parts.sessions,
+            opened: Cache::new(OPENED_REMEMBERED),
+            audit: parts.audit,
+            refused_second: AtomicI64::new(0),
+            metrics: parts.metrics,
+            shutdown: parts.shutdown,
+        }
+    }
+
+    /// Decides on a request. Waits only for a workload to wake, for an expired session to be renewed
+    /// or for a sign-in to be finished, each with a deadline.
+    pub async fn admit(&self, head: &Head<'_>, from: IpAddr, now: Timestamp) -> Verdict {
+        let decided = tokio::select! {
+            biased;
+            decided = self.decide(head, from, now) => decided,
+            () = self.shutdown.cancelled() => Err(Refusal::ShuttingDown),
+        };
+        decided.unwrap_or_else(|refusal| {
+            self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+            Verdict::Answer(refusal.answer(head.audience()))
+        })
+    }
+
+    async fn decide(
+        &self,
+        head: &Head<'_>,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<Verdict, Refusal> {
+        if matches!(head.method, "CONNECT" | "TRACE") {
+            return Err(Refusal::MethodNotAllowed);
+        }
+        let host = match host::parse(head.authority, &self.base_domain) {
+            Ok(Host::Ours(host)) => host,
+            Ok(Host::Foreign) => return Err(Refusal::NotFound),
+            Err(_) => return Err(Refusal::BadRequest("The Host header is malformed")),
+        };
+        let system = self.system_hosts.get(&host);
+        if let Some(system) = system {
+            if system.closed_paths.iter().any(|closed| is_below(head.path(), closed)) {
+                return Err(Refusal::NotFound);
+            }
+            if system.access == SystemAccess::Open {
+                return Ok(self.to_service(system, None, head, &host, from));
+            }
+        }
+        let own = own::Own::of(head.path());
+        let identified = self.identify(head, now).await;
+        if let Some(answer) =
+            self.own_before_sign_in(own, head, &host, &identified, from, now).await
+        {
+            return Ok(Verdict::Answer(answer));
+        }
+        let signed_in = match identified {
+            Ok(signed_in) => signed_in,
+            Err(unidentified) => return self.unidentified(unidentified, head, &host, from, now),
+        };
+        if let Some(system) = system {
+            return match own {
+                own::Own::No => Ok(self.to_service(system, Some(signed_in), head, &host, from)),
+                own::Own::WhoAmI => Ok(Verdict::Answer(own::who_am_i(&signed_in, None))),
+                _ => Err(Refusal::NotFound),
+            };
+        }
+        self.to_workload(signed_in, own, head, &host, from, now).await
+    }
+
+    /// Nobody we know: a navigation signs in, everything else is told how to.
+    fn unidentified(
+        &self,
+        unidentified: Unidentified,
+        head: &Head<'_>,
+        host: &str,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<Verdict, Refusal> {
+        let (refusal, sign_in_helps) = match unidentified {
+            Unidentified::NotYet => return Err(Refusal::NotYet),
+            Unidentified::Nothing => (Refusal::NotSignedIn, true),
+            Unidentified::Session(why) => (Refusal::BadCredential(why), true),
+            Unidentified::Bad(why) => (Refusal::BadCredential(why), false),
+        };
+        // Nobody fills the audit log without a credential that once was good.
+        if !sign_in_helps && self.refused_second.swap(now.as_second(), Relaxed) != now.as_second() {
+            let detail = Some("bad credential");
+            let to = Some(host);
+            self.record(now, Event { from: Some(from), to, detail, ..refused() });
+        }
+        if sign_in_helps && head.audience() == Audience::Navigation {
+            let to = ReturnPath::new(head.target);
+            return Ok(Verdict::Answer(self.sessions.start_login(head, host, &to, now)));
+        }
+        Err(refusal)
+    }
+
+    async fn to_workload(
+        &self,
+        signed_in: SignedIn,
+        own: own::Own,
+        head: &Head<'_>,
+        host: &str,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<Verdict, Refusal> {
+        let table = self.routes.borrow().clone();
+        if !table.is_synced() {
+            return Err(Refusal::NotYet);
+        }
+        let identity = &signed_in.identity;
+        let Some(grant) = access::authorize(&table, identity, Target::Host(host)) else {
+            self.record(
+                now,
+                Event {
+                    who: Some(identity.user.as_str()),
+                    to: Some(host),
+                    from: Some(from),
+                    credential: Some(&identity.credential),
+                    ..refused()
+                },
+            );
+            return Err(Refusal::NotFound);
+        };
+        drop(table);
+        match own {
+            own::Own::No => {}
+            own::Own::WhoAmI => {
+                return Ok(Verdict::Answer(own::who_am_i(&signed_in, Some(&grant))));
+            }
+            own::Own::Wake => return self.wake_events(grant).map(Verdict::Answer),
+            _ => return Err(Refusal::NotFound),
+        }
+        let audience = head.audience();
+        if audience == Audience::Upgrade
+            && signed_in.via == Via::Session
+            && !origin::is_own(head, host, self.external_port)
+        {
+            return Err(Refusal::CrossOrigin);
+        }
+
+        let mut guard = grant.begin(match audience {
+            Audience::Upgrade => How::WebSocket,
+            _ => How::Http,
+        });
+        let navigation = audience == Audience::Navigation;
+        let request = classify::Request { method: head.method, path: head.path(), navigation };
+        let doing = match audience {
+            // Opening a socket is nobody's doing; what is said on it may be.
+            Audience::Upgrade => None,
+            _ => classify::request(grant.protocol(), request),
+        };
+        if let Some(what) = doing {
+            guard.person_until_dropped(what, now);
+        }
+        let wakes = doing.is_some() || signed_in.via == Via::Bearer;
+        let grant = match self.when_ready(grant, audience, wakes).await? {
+            Ok(grant) => grant,
+            Err(page) => {
+                return Ok(Verdict::Answer(page.with_cookies(signed_in.cookies)));
+            }
+        };
+        self.record_opened(&signed_in, &grant, audience, from, now);
+
+        let mut headers = scrub::identity_headers(&signed_in.identity);
+        headers.extend(self.forwarded(head, from));
+        Ok(Verdict::Forward(Box::new(Admitted {
+            trust: Trust::Workload,
+            headers,
+            set_cookies: signed_in.cookies,
+            guard: Some(guard),
+            user: Some(signed_in.identity.user.as_str().to_owned()),
+            destination: Destination::Workload(grant),
+        })))
+    }
+
+    /// A grant that can be dialled, or the waiting page. An open page's background requests get an
+    /// answer at once and wake nothing, or no workload with a tab left open would ever sleep.
+    async fn when_ready(
+        &self,
+        grant: Grant,
+        audience: Audience,
+        wakes: bool,
+    ) -> Result<Result<Grant, Answer>, Refusal> {
+        let progress = match grant.readiness() {
+            Readiness::Ready(_) => return Ok(Ok(grant)),
+            Readiness::Stopped => return Err(Refusal::Stopped(grant.workload().clone())),
+            Readiness::Failed(message) => {
+                return Err(Refusal::Failed(grant.workload().clone(), message.to_owned()));
+            }
+            Readiness::Asleep if !wakes => {
+                return Err(Refusal::Asleep(grant.workload().clone()));
+            }
+            Readiness::Asleep => {
+                self.waker.ask(&grant);
+                Progress { step: Step::Requested, message: "Asked to wake".to_owned() }
+            }
+            Readiness::Waking(progress) => progress,
+        };
+        if audience == Audience::Navigation {
+            let page = pages::waiting(grant.workload(), &progress);
+            let answer = Answer::page(503, page).with("Retry-After", "3".to_owned());
+            return Ok(Err(answer));
+        }
+        let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
+        let deadline = Instant::now() + grant.wake_hold();
+        let routes = self.routes.clone();
+        wake::until_ready(grant, routes, &self.waker, deadline, place).await.map(Ok)
+    }
+
+    fn to_service(
+        &self,
+        system: &SystemHost,
+        signed_in: Option<SignedIn>,
+        head: &Head<'_>,
+        host: &str,
+        from: IpAddr,
+    ) -> Verdict {
+        let mut headers = self.forwarded(head, from);
+        let mut admitted = Admitted {
+            destination: Destination::Service { name: host.to_owned(), address: system.upstream },
+            trust: Trust::Service,
+            headers: Vec::new(),
+            set_cookies: Vec::new(),
+            guard: None,
+            user: None,
+        };
+        if let Some(signed_in) = signed_in {
+            headers.push(("Authorization", format!("Bearer {}", signed_in.token)));
+            admitted.trust = Trust::ServiceWithToken;
+            admitted.set_cookies = signed_in.cookies;
+            admitted.user = Some(signed_in.identity.user.as_str().to_owned());
+        }
+        admitted.headers = headers;
+        Verdict::Forward(Box::new(admitted))
+    }
+
+    /// No outsider is believed: we say what we saw ourselves.
+    fn forwarded(&self, head: &Head<'_>, from: IpAddr) -> Vec<(&'static str, String)> {
+        vec![
+            ("X-Forwarded-For", from.to_string()),
+            ("X-Forwarded-Proto", "https".to_owned()),
+            ("X-Forwarded-Host", head.authority.to_owned()),
+        ]
+    }
+
+    /// The address to dial now; asked again for each try. `None` when the workload has gone away or
+    /// fallen asleep in between, or is no longer this person's.
+    pub fn peer(&self, destination: &Destination) -> Option<SocketAddr> {
+        match destination {
+            Destination::Service { address, .. } => Some(*address),
+            Destination::Workload(grant) => {
+                let table = self.routes.borrow().clone();
+                let grant = grant.renew(&table)?;
+                let Readiness::Ready(addresses) = grant.readiness() else { return None };
+                let pick = rand::random_range(0..addresses.len().max(1));
+                addresses.get(pick).copied()
+            }
+        }
+    }
+
+    fn record(&self, now: Timestamp, event: Event<'_>) {
+        self.audit.record(now, event);
+    }
+
+    /// Once per session and workload, and for each WebSocket.
+    fn record_opened(
+        &self,
+        signed_in: &SignedIn,
+        grant: &Grant,
+        audience: Audience,
+        from: IpAddr,
+        now: Timestamp,
+    ) {
+        let credential = &signed_in.identity.credential;
+        let workload = grant.workload().to_string();
+        let websocket = audience == Audience::Upgrade;
+        if !websocket {
+            let session = credential.session.as_ref().unwrap_or(&credential.id);
+            let key = (session.clone(), workload.clone());
+            if self.opened.get(&key).is_some() {
+                return;
+            }
+            self.opened.insert(key, ());
+        }
+        self.record(
+            now,
+            Event {
+                who: Some(signed_in.identity.user.as_str()),
+                did: "opened",
+                to: Some(&workload),
+                from: Some(from),
+                credential: Some(credential),
+                outcome: Outcome::Allowed,
+                detail: websocket.then_some("WebSocket"),
+            },
+        );
+    }
+}
+
+fn refused<'a>() -> Event<'a> {
+    Event {
+        who: None,
+        did: "refused",
+        to: None,
+        from: None,
+        credential: None,
+        outcome: Outcome::Denied,
+        detail: None,
+    }
+}
+
+/// Whether a path is below another one however it is spelled: percent signs decoded, doubled
+/// slashes, dots and case taken away. For closing paths only; what is forwarded stays as it came.
+fn is_below(path: &str, closed: &str) -> bool {
+    let mut bytes = path.as_bytes().to_vec();
+    // Twice, for whoever decodes what was decoded.
+    for _ in 0..2 {
+        bytes = percent_decode(&bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase().replace('\\', "/");
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    let closed: Vec<&str> = closed.split('/').filter(|part| !part.is_empty()).collect();
+    parts.starts_with(&closed)
+}
+
+fn percent_decode(bytes: &[u8]) -> Vec<u8> {
+    let hex = |byte: Option<&u8>| byte.and_then(|&b| char::from(b).to_digit(16));
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let code = match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => u8::try_from(high * 16 + low).ok(),
+            _ => None,
+        };
+        decoded.push(code.unwrap_or(byte));
+        at += if code.is_some() { 3 } else { 1 };
+    }
+    decoded
+}

@@ -1,0 +1,206 @@
+//! `/.dormouse/` on every workload's host is ours.
+
+use std::{net::IpAddr, time::Duration};
+
+use bytes::Bytes;
+use domain::access::{Grant, Readiness};
+use jiff::Timestamp;
+use runtime::audit::{Event, Outcome};
+use serde_json::json;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+use super::{
+    Gate,
+    head::{Audience, Head},
+    identify::{SignedIn, Unidentified},
+};
+use crate::{
+    answer::{Answer, Body, Refusal},
+    pages,
+};
+
+/// A comment line this often shows that the connection lives.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A waiting page that is left open asks anew after this.
+const EVENTS_MAX: Duration = Duration::from_secs(600);
+
+/// Which of our paths, byte for byte: any other spelling is the workload's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    No,
+    Callback,
+    SignOut,
+    WhoAmI,
+    Wake,
+    Unknown,
+}
+
+impl Own {
+    pub fn of(path: &str) -> Self {
+        match path.strip_prefix("/.dormouse/") {
+            None => Self::No,
+            Some("callback") => Self::Callback,
+            Some("sign-out") => Self::SignOut,
+            Some("whoami") => Self::WhoAmI,
+            Some("wake") => Self::Wake,
+            Some(_) => Self::Unknown,
+        }
+    }
+}
+
+pub(super) fn who_am_i(signed_in: &SignedIn, grant: Option<&Grant>) -> Answer {
+    let identity = &signed_in.identity;
+    let body = json!({
+        "user": identity.user.as_str(),
+        "email": identity.email,
+        "groups": identity.groups,
+        "expires_at": identity.credential.expires_at.to_string(),
+        "workload": grant.map(|grant| grant.workload().to_string()),
+    });
+    Answer::json(200, &body).with_cookies(signed_in.cookies.iter().cloned())
+}
+
+impl Gate {
+    /// What must work for whoever is not signed in, on any host of ours, whether it exists or not.
+    pub(super) async fn own_before_sign_in(
+        &self,
+        own: Own,
+        head: &Head<'_>,
+        host: &str,
+        identified: &Result<SignedIn, Unidentified>,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Option<Answer> {
+        match own {
+            Own::Callback if head.method != "GET" => {
+                Some(Refusal::MethodNotAllowed.answer(Audience::Client))
+            }
+            Own::Callback => {
+                let landed = self.sessions.finish_login(head, host, identified.is_ok(), now).await;
+                let outcome = match (&landed.who, landed.problem) {
+                    (Some(_), _) => Some(Outcome::Allowed),
+                    (None, Some(_)) => Some(Outcome::Failed),
+                    (None, None) => None,
+                };
+                // Who comes with a made-up state is not written down: it costs nothing to try.
+                if let Some(outcome) = outcome {
+                    let label = if landed.who.is_some() { "signed-in" } else { "failed" };
+                    self.metrics.sign_ins.with_label_values(&[label]).inc();
+                    if landed.problem != Some("unknown state") {
+                        self.record(
+                            now,
+                            Event {
+                                who: landed.who.as_ref().map(|who| who.user.as_str()),
+                                did: "signed-in",
+                                to: Some(host),
+                                from: Some(from),
+                                credential: landed.who.as_ref().map(|who| &who.credential),
+                                outcome,
+                                detail: landed.problem,
+                            },
+                        );
+                    }
+                }
+                Some(landed.answer)
+            }
+            Own::SignOut => {
+                let answer = self.sessions.sign_out(head, host);
+                if let (303, Ok(signed_in)) = (answer.status, identified) {
+                    let identity = &signed_in.identity;
+                    self.record(
+                        now,
+                        Event {
+                            who: Some(identity.user.as_str()),
+                            did: "signed-out",
+                            to: Some(host),
+                            from: Some(from),
+                            credential: Some(&identity.credential),
+                            outcome: Outcome::Allowed,
+                            detail: None,
+                        },
+                    );
+                }
+                Some(answer)
+            }
+            _ => None,
+        }
+    }
+
+    /// Server-sent events for the waiting page: `progress` at each change, then `ready` or `failed`.
+    /// Asks for the workload as long as it sleeps.
+    pub(super) fn wake_events(&self, grant: Grant) -> Result<Answer, Refusal> {
+        let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
+        let (events, body) = mpsc::channel::<Bytes>(8);
+        let mut routes = self.routes.clone();
+        let (waker, shutdown) = (self.waker.clone(), self.shutdown.clone());
+        let end = Instant::now() + EVENTS_MAX;
+        let story = async move {
+            let _place = place;
+            let mut grant = grant;
+            let mut said = Bytes::new();
+            while Instant::now() < end {
+                if matches!(grant.readiness(), Readiness::Asleep) {
+                    waker.ask(&grant);
+                }
+                let (event, last) = describe(&grant);
+                if event != said {
+                    said = event.clone();
+                    if events.send(event).await.is_err() || last {
+                        return;
+                    }
+                }
+                match timeout(HEARTBEAT, routes.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return,
+                    Err(_) => {
+                        if events.send(Bytes::from_static(b": still here\n\n")).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                let table = routes.borrow_and_update().clone();
+                let Some(renewed) = grant.renew(&table) else {
+                    let gone = event_of("failed", &json!({ "message": "It is no longer here." }));
+                    let _ = events.send(gone).await;
+                    return;
+                };
+                grant = renewed;
+            }
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = story => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        let mut answer = Answer::new(200, "text/event-stream", "")
+            // Some proxies in front collect answers unless told not to.
+            .with("X-Accel-Buffering", "no".to_owned());
+        answer.body = Body::Stream(body);
+        Ok(answer)
+    }
+}
+
+fn describe(grant: &Grant) -> (Bytes, bool) {
+    let progress = |step: usize, message: &str| {
+        (event_of("progress", &json!({ "step": step, "message": message })), false)
+    };
+    let failed = |message: String| (event_of("failed", &json!({ "message": message })), true);
+    match grant.readiness() {
+        Readiness::Ready(_) => (event_of("ready", &json!({})), true),
+        Readiness::Asleep => progress(0, "Asked to wake"),
+        Readiness::Waking(now) => progress(pages::step_number(now.step), &now.message),
+        Readiness::Stopped => {
+            failed("It was stopped by a person. Its owner can start it again.".to_owned())
+        }
+        Readiness::Failed(message) => failed(format!("It did not start: {message}")),
+    }
+}
+
+/// One event of the stream (HTML, section 9.2.6). JSON holds no line breaks, so one line is enough.
+fn event_of(name: &str, data: &serde_json::Value) -> Bytes {
+    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+}

@@ -1,0 +1,282 @@
+//! What of a request's fields reaches the upstream. One place for every engine.
+
+use domain::identity::Identity;
+
+use super::{
+    credential::{is_bearer, is_our_cookie},
+    head::Head,
+};
+
+/// How much of the client's own credentials the upstream is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// A workload: no cookie or token of ours.
+    Workload,
+    /// A service of ours: cookies and credentials pass, identity headers still do not.
+    Service,
+    /// A service of ours that is given the access token by the gate.
+    ServiceWithToken,
+}
+
+/// Decides per field. Made once per request.
+#[derive(Debug)]
+pub struct Scrub<'a> {
+    trust: Trust,
+    /// Names listed in `Connection` (RFC 9110, section 7.6.1), folded.
+    nominated: Vec<&'a [u8]>,
+    drop_authorization: bool,
+    head: Head<'a>,
+}
+
+impl<'a> Scrub<'a> {
+    pub fn new(head: &Head<'a>, trust: Trust) -> Self {
+        let nominated = head
+            .values("connection")
+            .flat_map(|value| value.split(|&byte| byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|name| !name.is_empty())
+            .collect();
+        let drop_authorization = match trust {
+            Trust::Workload => head.values("authorization").any(is_bearer),
+            Trust::Service => false,
+            Trust::ServiceWithToken => true,
+        };
+        Self { trust, nominated, drop_authorization, head: *head }
+    }
+
+    /// Whether a field passes as it came. `Cookie` never does: see [`Self::cookie`].
+    pub fn keeps(&self, name: &str) -> bool {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if is("host") || is("content-length") || is("transfer-encoding") {
+            return true;
+        }
+        let gone = is("cookie")
+            || (is("authorization") && self.drop_authorization)
+            || HOP_BY_HOP.iter().any(|other| is(other))
+            || is_look_alike(name)
+            || self.nominated.iter().any(|other| folded_eq(name.as_bytes(), other));
+        !gone
+    }
+
+    /// All cookies that pass, in one field (RFC 9113, section 8.2.3), each as it came.
+    pub fn cookie(&self) -> Option<Vec<u8>> {
+        if self.nominated.iter().any(|name| name.eq_ignore_ascii_case(b"cookie")) {
+            return None;
+        }
+        let mut kept = Vec::new();
+        for value in self.head.values("cookie") {
+            for pair in value.split(|&byte| byte == b';') {
+                let pair = pair.trim_ascii();
+                let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default();
+                let ours = self.trust != Trust::Service && is_our_cookie(name.trim_ascii());
+                if pair.is_empty() || ours {
+                    continue;
+                }
+                if !kept.is_empty() {
+                    kept.extend_from_slice(b"; ");
+                }
+                kept.extend_from_slice(pair);
+            }
+        }
+        (!kept.is_empty()).then_some(kept)
+    }
+}
+
+/// Fields for one connection only (RFC 9110, section 7.6.1), and what stands in for them.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "upgrade",
+    "http2-settings",
+];
+
+/// Fields by which some proxy tells a program who is asking, from where, or for what: beginnings.
+const LOOK_ALIKE_STARTS: [&str; 14] = [
+    "x-forwarded",
+    "forwarded",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-remote-",
+    "remote-",
+    "x-webauth-",
+    "x-dormouse-",
+    "x-original-",
+    "x-rewrite-",
+    "x-ssl-client-",
+    "ssl-client-",
+    "x-goog-authenticated-",
+    "x-envoy-",
+];
+
+/// The same: whole names. `Proxy` is the one that CGI turns into a variable for outgoing requests.
+const LOOK_ALIKES: [&str; 9] = [
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-user",
+    "x-proxy-user",
+    "x-client-cert",
+    "proxy",
+];
+
+/// Programs fold `_` and `.` to `-` (CGI, WSGI), so these are the same name.
+fn fold(byte: u8) -> u8 {
+    match byte {
+        b'_' | b'.' => b'-',
+        other => other.to_ascii_lowercase(),
+    }
+}
+
+fn folded_eq(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| fold(a) == fold(b))
+}
+
+fn is_look_alike(name: &str) -> bool {
+    let name = name.as_bytes();
+    LOOK_ALIKES.iter().any(|other| folded_eq(name, other.as_bytes()))
+        || LOOK_ALIKE_STARTS.iter().any(|start| {
+            name.get(..start.len()).is_some_and(|begin| folded_eq(begin, start.as_bytes()))
+        })
+}
+
+/// What we say of the request, and of who sent it.
+pub fn identity_headers(identity: &Identity) -> Vec<(&'static str, String)> {
+    let mut headers = vec![("X-Forwarded-User", identity.user.as_str().to_owned())];
+    if let Some(email) = identity.email.as_deref().filter(|email| is_field_text(email)) {
+        headers.push(("X-Forwarded-Email", email.to_owned()));
+    }
+    // A comma separates; a group whose name has one cannot be said.
+    let groups = identity.groups.iter().map(String::as_str);
+    let groups: Vec<_> = groups.filter(|g| is_field_text(g) && !g.contains(',')).collect();
+    if !groups.is_empty() {
+        headers.push(("X-Forwarded-Groups", groups.join(",")));
+    }
+    headers
+}
+
+fn is_field_text(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| !c.is_control()) && text.trim() == text
+}
+
+/// Whether an upstream's `Set-Cookie` passes: none of our names.
+pub fn keeps_set_cookie(value: &[u8]) -> bool {
+    let name = value.split(|&byte| byte == b'=' || byte == b';').next().unwrap_or_default();
+    !is_our_cookie(name.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::head::Field, *};
+
+    fn scrubbed(fields: &[(&str, &str)], trust: Trust) -> Vec<String> {
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| Field { name, value: value.as_bytes() }).collect();
+        let head = Head { method: "GET", target: "/", authority: "", fields: &fields };
+        let scrub = Scrub::new(&head, trust);
+        let kept = fields.iter().filter(|field| scrub.keeps(field.name));
+        let mut kept: Vec<_> =
+            kept.map(|f| format!("{}: {}", f.name, String::from_utf8_lossy(f.value))).collect();
+        kept.extend(scrub.cookie().map(|c| format!("Cookie: {}", String::from_utf8_lossy(&c))));
+        kept
+    }
+
+    fn workload(fields: &[(&str, &str)]) -> Vec<String> {
+        scrubbed(fields, Trust::Workload)
+    }
+
+    #[test]
+    fn attack_1_identity_headers_from_outside() {
+        for name in [
+            "X-Forwarded-User",
+            "x-forwarded-user",
+            "X_Forwarded_User",
+            "X.Forwarded.User",
+            "x_FORWARDED.groups",
+            "X-Forwarded-Email",
+            "X-Auth-Request-User",
+            "Remote-User",
+            "REMOTE_USER",
+            "X-Remote-User",
+            "X-Original-URL",
+            "X-WebAuth-User",
+        ] {
+            assert_eq!(workload(&[(name, "root"), (name, "root")]), [""; 0], "{name}");
+        }
+        let nominated = [("Connection", "X-Forwarded-User, close"), ("X-Forwarded-User", "root")];
+        assert_eq!(workload(&nominated), [""; 0]);
+        let others = [("Connection", "x_app_flag"), ("X-App-Flag", "1"), ("X-App", "2")];
+        assert_eq!(workload(&others), ["X-App: 2"]);
+        assert_eq!(workload(&[("Connection", "host"), ("Host", "h")]), ["Host: h"]);
+    }
+
+    #[test]
+    fn attack_2_spoofed_forwarding_headers() {
+        for name in [
+            "X-Forwarded-Host",
+            "X-Forwarded-Proto",
+            "X-Forwarded-Port",
+            "X-Forwarded-Uri",
+            "X-Forwarded-For",
+            "X-Forwarded",
+            "Forwarded",
+            "X-Real-IP",
+            "True-Client-IP",
+            "Proxy",
+        ] {
+            assert_eq!(scrubbed(&[(name, "evil")], Trust::Service), [""; 0], "{name}");
+        }
+    }
+
+    #[test]
+    fn attack_16_our_cookies_and_tokens_never_reach_a_workload() {
+        let fields = [
+            ("Cookie", "a=1; __Host-dormouse=jwt; b=\"x;y\""),
+            ("Cookie", " __Host-dormouse-refresh=r;__HOST-DORMOUSE-login-1=s; __Host-other=2"),
+            ("Authorization", "Bearer ours"),
+        ];
+        assert_eq!(workload(&fields), ["Cookie: a=1; b=\"x; y\"; __Host-other=2"]);
+        assert_eq!(workload(&[("Authorization", "token app")]), ["Authorization: token app"]);
+        assert_eq!(workload(&[("Authorization", "Bearer \u{fc}")]), [""; 0]);
+        let service = scrubbed(&[("Cookie", "__Host-dormouse-sso=s")], Trust::Service);
+        assert_eq!(service, ["Cookie: __Host-dormouse-sso=s"]);
+    }
+
+    #[test]
+    fn a_workload_cannot_set_our_cookies() {
+        assert!(keeps_set_cookie(b"session=1; Path=/"));
+        assert!(!keeps_set_cookie(b"__Host-dormouse=evil; Path=/"));
+        assert!(!keeps_set_cookie(b" __host-Dormouse-refresh =evil"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_an_identity_header_passes(
+            stem in prop::sample::select(vec!["x-forwarded-user", "x-auth-request-email", "remote-user", "x-real-ip"]),
+            seed in prop::collection::vec(0u8..4, 24),
+        ) {
+            let name: String = stem.bytes().zip(&seed).map(|(byte, pick)| match (byte, pick) {
+                (b'-', 0) => '_',
+                (b'-', 1) => '.',
+                (byte, 2 | 3) => char::from(byte.to_ascii_uppercase()),
+                (byte, _) => char::from(byte),
+            }).collect();
+            prop_assert!(workload(&[(&name, "root")]).is_empty());
+        }
+
+        #[test]
+        fn no_cookie_text_lets_ours_through(text in "[ -~]{0,30}") {
+            let value = format!("{text};__Host-dormouse=SECRET; {text}");
+            for line in workload(&[("Cookie", &value)]) {
+                prop_assert!(!line.contains("SECRET"));
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is counted. Labels are fixed words, never names of people or workloads.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub requests: IntCounterVec,
+    pub refusals: IntCounterVec,
+    pub connections: IntGauge,
+    pub connections_refused: IntCounterVec,
+    pub websockets: IntGauge,
+    pub websockets_opened: IntCounter,
+    pub held: IntGauge,
+    pub wakes: IntCounterVec,
+    pub sign_ins: IntCounterVec,
+    pub connect_retries: IntCounter,
+    pub seconds: Histogram,
+}
+
+impl Metrics {
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str| IntCounter::new(name, help);
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help);
+        let buckets = vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0];
+        let metrics = Self {
+            requests: counters(
+                "dormouse_proxy_requests_total",
+                "Requests answered, by engine and class of status.",
+                &["engine", "status"],
+            )?,
+            refusals: counters(
+                "dormouse_proxy_refusals_total",
+                "Requests that the gate refused, by reason.",
+                &["reason"],
+            )?,
+            connections: gauge("dormouse_proxy_connections", "Client connections that are open.")?,
+            connections_refused: counters(
+                "dormouse_proxy_connections_refused_total",
+                "Connections closed before a request, by reason.",
+                &["reason"],
+            )?,
+            websockets: gauge("dormouse_proxy_websockets", "WebSockets that are open.")?,
+            websockets_opened: counter(
+                "dormouse_proxy_websockets_opened_total",
+                "WebSockets that were opened.",
+            )?,
+            held: gauge("dormouse_proxy_held", "Requests held while workloads wake.")?,
+            wakes: counters(
+                "dormouse_proxy_wakes_total",
+                "Wake requests, by whether the queue took them.",
+                &["outcome"],
+            )?,
+            sign_ins: counters(
+                "dormouse_proxy_sign_ins_total",
+                "Sign-ins that ended.",
+                &["outcome"],
+            )?,
+            connect_retries: counter(
+                "dormouse_proxy_connect_retries_total",
+                "Connections to workloads that were tried again.",
+            )?,
+            seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "dormouse_proxy_request_seconds",
+                    "Time from a request's head to the end of its answer.",
+                )
+                .buckets(buckets),
+            )?,
+        };
+        for collector in metrics.collectors() {
+            registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        vec![
+            Box::new(self.requests.clone()),
+            Box::new(self.refusals.clone()),
+            Box::new(self.connections.clone()),
+            Box::new(self.connections_refused.clone()),
+            Box::new(self.websockets.clone()),
+            Box::new(self.websockets_opened.clone()),
+            Box::new(self.held.clone()),
+            Box::new(self.wakes.clone()),
+            Box::new(self.sign_ins.clone()),
+            Box::new(self.connect_retries.clone()),
+            Box::new(self.seconds.clone()),
+        ]
+    }
+
+    pub fn answered(&self, engine: &str, status: u16) {
+        let class = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            500..600 => "5xx",
+            _ => "none",
+        };
+        self.requests.with_label_values(&[engine, class]).inc();
+    }
+}

@@ -1,0 +1,33 @@
+//! The cookies we set. All are host-only, so that no sibling host can set or read them (RFC 6265bis,
+//! section 4.1.3.2).
+
+use crate::gate::credential::{ACCESS_COOKIE, LOGIN_COOKIE_PREFIX, REFRESH_COOKIE};
+
+/// As long as a session can live at most; the issuer ends it earlier.
+const SESSION_SECONDS: u32 = 7 * 24 * 3600;
+/// How long somebody may take to sign in.
+pub const LOGIN_SECONDS: u32 = 15 * 60;
+
+pub fn access(token: &str) -> String {
+    set(ACCESS_COOKIE, token, SESSION_SECONDS)
+}
+
+pub fn refresh(token: &str) -> String {
+    set(REFRESH_COOKIE, token, SESSION_SECONDS)
+}
+
+pub fn login(id: &str, sealed: &str) -> String {
+    set(&format!("{LOGIN_COOKIE_PREFIX}{id}"), sealed, LOGIN_SECONDS)
+}
+
+pub fn forget_login(id: &str) -> String {
+    set(&format!("{LOGIN_COOKIE_PREFIX}{id}"), "", 0)
+}
+
+pub fn forget_session() -> [String; 2] {
+    [set(ACCESS_COOKIE, "", 0), set(REFRESH_COOKIE, "", 0)]
+}
+
+fn set(name: &str, value: &str, seconds: u32) -> String {
+    format!("{name}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax")
+}

@@ -1,0 +1,47 @@
+//! Browser sessions: signing in through the code flow, renewing, signing out.
+
+pub mod callback;
+pub mod cookie;
+pub mod issuer;
+pub mod login;
+pub mod renew;
+pub mod return_path;
+pub mod sign_out;
+
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use domain::token::Verifier;
+
+use self::{issuer::Issuer, renew::Renewals};
+
+/// What all of a gateway's browser sessions share.
+pub struct Sessions {
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) renewals: Renewals,
+    /// Seals the state of sign-ins that are under way. Derived from the client's secret, so that
+    /// every replica can open what another one sealed.
+    pub(crate) seal: hmac::Key,
+    pub(crate) external_port: u16,
+}
+
+impl Sessions {
+    pub fn new(issuer: Arc<Issuer>, verifier: Arc<Verifier>, external_port: u16) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, issuer.client_secret().as_bytes());
+        let derived = hmac::sign(&secret, b"dormouse sign-in state");
+        Self {
+            renewals: Renewals::new(issuer.clone(), verifier.clone()),
+            seal: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+            issuer,
+            verifier,
+            external_port,
+        }
+    }
+
+    /// Where the issuer sends the browser back to.
+    pub(crate) fn redirect_uri(&self, host: &str) -> String {
+        let origin = crate::gate::origin::own(host, self.external_port);
+        format!("{origin}/.dormouse/callback")
+    }
+}

@@ -1,0 +1,299 @@
+//! WebSocket frames as they pass by (RFC 6455, section 5.2): nothing is held back, only looked at.
+
+use domain::classify::PREFIX_MAX;
+
+/// The beginning of a message, unmasked, as far as it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub opcode: u8,
+    pub start: Vec<u8>,
+}
+
+/// Follows one direction. Small: an idle WebSocket keeps one of these each way.
+#[derive(Debug)]
+pub struct Frames {
+    state: State,
+    /// Collect this much of each message; 0 looks at headers only.
+    prefix_max: usize,
+    message: Option<Message>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Header {
+        bytes: [u8; 14],
+        have: u8,
+    },
+    Payload {
+        left: u64,
+        mask: [u8; 4],
+        at: u8,
+        control: bool,
+        fin: bool,
+    },
+    /// Not WebSocket framing; nothing more is understood.
+    Lost,
+}
+
+const START: State = State::Header { bytes: [0; 14], have: 0 };
+
+/// What a reader is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// Once per message: when its beginning is complete.
+    Message(Message),
+    /// A Close frame has begun.
+    Close,
+    /// The framing was lost, or has been; these bytes may be anything.
+    Lost,
+}
+
+impl Frames {
+    pub fn new(with_content: bool) -> Self {
+        let prefix_max = if with_content { PREFIX_MAX } else { 0 };
+        Self { state: START, prefix_max, message: None }
+    }
+
+    /// Between two frames: the only place where a frame of our own can be put in.
+    pub fn at_boundary(&self) -> bool {
+        self.state == START
+    }
+
+    /// How many of the bytes belong to the frame that is under way.
+    pub fn to_boundary(&self, bytes: &[u8]) -> usize {
+        let mut frames = Self { state: self.state, prefix_max: 0, message: None };
+        if frames.at_boundary() {
+            return 0;
+        }
+        for (at, byte) in bytes.iter().enumerate() {
+            frames.pass(std::slice::from_ref(byte), |_| {});
+            if frames.at_boundary() {
+                return at + 1;
+            }
+        }
+        bytes.len()
+    }
+
+    pub fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Seen)) {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Lost => return seen(Seen::Lost),
+                State::Header { bytes: mut header, have } => {
+                    let Some((&first, rest)) = bytes.split_first() else { return };
+                    bytes = rest;
+                    if let Some(slot) = header.get_mut(usize::from(have)) {
+                        *slot = first;
+                    }
+                    let have = have + 1;
+                    self.state = State::Header { bytes: header, have };
+                    if have >= 2 && have == header_length(&header) {
+                        self.begin(&header, &mut seen);
+                    }
+                }
+                State::Payload { left, mask, at, control, fin } => {
+                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    let (payload, rest) = bytes.split_at(here);
+                    bytes = rest;
+                    if !control {
+                        self.collect(payload, mask, at, &mut seen);
+                    }
+                    let left = left - here as u64;
+                    let at = u8::try_from((usize::from(at) + here) % 4).unwrap_or(0);
+                    self.state = State::Payload { left, mask, at, control, fin };
+                    if left == 0 {
+                        self.end(control, fin, &mut seen);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, header: &[u8; 14], seen: &mut impl FnMut(Seen)) {
+        let [first, second, rest @ ..] = *header;
+        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let control = opcode >= 8;
+        let (left, mask_at) = match second & 0x7f {
+            126 => (u64::from(u16::from_be_bytes([rest[0], rest[1]])), 2),
+            127 => {
+                let [a, b, c, d, e, f, g, h, ..] = rest;
+                (u64::from_be_bytes([a, b, c, d, e, f, g, h]), 8)
+            }
+            short => (u64::from(short), 0),
+        };
+        let mask = match second & 0x80 {
+            0 => [0; 4],
+            _ => [rest[mask_at], rest[mask_at + 1], rest[mask_at + 2], rest[mask_at + 3]],
+        };
+        let bad = first & 0x70 != 0
+            || matches!(opcode, 3..=7 | 11..)
+            || (control && (!fin || left > 125))
+            || left > u64::MAX >> 1;
+        if bad {
+            self.state = State::Lost;
+            return seen(Seen::Lost);
+        }
+        if opcode == 8 {
+            seen(Seen::Close);
+        }
+        if matches!(opcode, 1 | 2) {
+            self.message = Some(Message { opcode, start: Vec::new() });
+            if self.prefix_max == 0 {
+                self.tell(seen);
+            }
+        }
+        self.state = State::Payload { left, mask, at: 0, control, fin };
+        if left == 0 {
+            self.end(control, fin, seen);
+        }
+    }
+
+    fn collect(&mut self, payload: &[u8], mask: [u8; 4], at: u8, seen: &mut impl FnMut(Seen)) {
+        let Some(message) = &mut self.message else { return };
+        let room = self.prefix_max.saturating_sub(message.start.len());
+        let key = mask.iter().cycle().skip(usize::from(at));
+        message.start.extend(payload.iter().take(room).zip(key).map(|(byte, key)| byte ^ key));
+        if message.start.len() >= self.prefix_max {
+            self.tell(seen);
+        }
+    }
+
+    fn end(&mut self, control: bool, fin: bool, seen: &mut impl FnMut(Seen)) {
+        self.state = START;
+        if fin && !control {
+            self.tell(seen);
+        }
+    }
+
+    fn tell(&mut self, seen: &mut impl FnMut(Seen)) {
+        if let Some(message) = self.message.take() {
+            seen(Seen::Message(message));
+        }
+    }
+}
+
+/// Length of the header whose first two bytes are there.
+fn header_length(header: &[u8; 14]) -> u8 {
+    let mask = if header[1] & 0x80 == 0 { 0 } else { 4 };
+    let length = match header[1] & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    2 + length + mask
+}
+
+/// A Close frame with status 1001, "going away" (RFC 6455, section 7.4.1); masked towards servers.
+pub fn going_away(masked: bool) -> Vec<u8> {
+    let status = 1001u16.to_be_bytes();
+    if !masked {
+        return vec![0x88, 2, status[0], status[1]];
+    }
+    let key: [u8; 4] = rand::random();
+    vec![0x88, 0x82, key[0], key[1], key[2], key[3], status[0] ^ key[0], status[1] ^ key[1]]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![if fin { 0x80 } else { 0 } | opcode];
+        match payload.len() {
+            short @ 0..126 => bytes.push(0x80 | short as u8),
+            medium @ 126..65536 => {
+                bytes.push(0xfe);
+                bytes.extend((medium as u16).to_be_bytes());
+            }
+            long => {
+                bytes.push(0xff);
+                bytes.extend((long as u64).to_be_bytes());
+            }
+        }
+        let mask = [1, 2, 3, 4];
+        bytes.extend(mask);
+        bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        bytes
+    }
+
+    fn read(parts: &[&[u8]], with_content: bool) -> (Vec<Seen>, Frames) {
+        let mut frames = Frames::new(with_content);
+        let mut all = Vec::new();
+        for part in parts {
+            frames.pass(part, |seen| all.push(seen));
+        }
+        (all, frames)
+    }
+
+    fn text(start: &[u8]) -> Seen {
+        Seen::Message(Message { opcode: 1, start: start.to_vec() })
+    }
+
+    #[test]
+    fn messages_are_told_once_with_their_beginning() {
+        let long = vec![b'x'; 70_000];
+        let bytes = [
+            frame(true, 1, b"hello"),
+            frame(true, 9, b"ping"),
+            frame(true, 2, &long),
+            frame(true, 1, b""),
+            frame(true, 8, b""),
+        ]
+        .concat();
+        let (seen, frames) = read(&[&bytes], true);
+        let binary = Message { opcode: 2, start: long[..PREFIX_MAX].to_vec() };
+        assert_eq!(seen, [text(b"hello"), Seen::Message(binary), text(b""), Seen::Close]);
+        assert!(frames.at_boundary());
+    }
+
+    #[test]
+    fn fragments_with_a_ping_between_are_one_message() {
+        let bytes = [frame(false, 1, b"he"), frame(true, 9, b""), frame(true, 0, b"llo")].concat();
+        assert_eq!(read(&[&bytes], true).0, [text(b"hello")]);
+        assert_eq!(read(&[&bytes], false).0, [text(b"")]);
+    }
+
+    #[test]
+    fn what_is_no_framing_is_lost_and_said_so() {
+        for bad in [vec![0xc1, 0x80], vec![0x83, 0x80], frame(false, 9, b"")] {
+            let (seen, mut frames) = read(&[&bad], true);
+            assert_eq!(seen.first(), Some(&Seen::Lost), "{bad:?}");
+            let mut more = Vec::new();
+            frames.pass(b"more", |seen| more.push(seen));
+            assert_eq!(more, [Seen::Lost]);
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_frame_is_found() {
+        let bytes = [frame(true, 1, b"hello"), frame(true, 1, b"x")].concat();
+        let (_, frames) = read(&[&bytes[..4]], false);
+        assert_eq!(frames.to_boundary(&bytes[4..]), frame(true, 1, b"hello").len() - 4);
+        assert_eq!(Frames::new(false).to_boundary(&bytes), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn where_the_bytes_are_cut_does_not_matter(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..4),
+            cuts in prop::collection::vec(0usize..1000, 0..8),
+        ) {
+            let bytes: Vec<u8> = payloads.iter().flat_map(|payload| frame(true, 2, payload)).collect();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let parts: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            let expected: Vec<_> = payloads
+                .iter()
+                .map(|payload| Seen::Message(Message { opcode: 2, start: payload.clone() }))
+                .collect();
+            prop_assert_eq!(read(&parts, true).0, expected);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&[&bytes], true);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Both directions of an upgraded stream, in one task and almost no memory: bytes go through a
+//! buffer of the thread, and only what the other side does not take at once is kept. A side that does
+//! not read stops the other one from being read, and nothing else happens.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use domain::{
+    activity::Guard,
+    classify::{self, Channel},
+};
+use jiff::Timestamp;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, timeout},
+};
+
+use super::frames::{Frames, Seen, going_away};
+
+/// Bytes that are moved at once.
+const SCRATCH: usize = 16 * 1024;
+/// After one side has ended and nothing moves any more, for so long the other one may still speak.
+const HALF_OPEN: Duration = Duration::from_secs(60);
+/// For the Close frame to be answered.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
+
+/// Who sends in a direction.
+struct Direction {
+    frames: Frames,
+    /// Read and not yet taken by the other side.
+    pending: BytesMut,
+    flush: bool,
+    ended: bool,
+    shut: bool,
+    moved: u64,
+    /// Our own Close frame was put in; what follows from the sender is dropped.
+    said_goodbye: bool,
+    saw_close: bool,
+}
+
+impl Direction {
+    fn new(with_content: bool) -> Self {
+        Self {
+            frames: Frames::new(with_content),
+            pending: BytesMut::new(),
+            flush: false,
+            ended: false,
+            shut: false,
+            moved: 0,
+            said_goodbye: false,
+            saw_close: false,
+        }
+    }
+
+    /// Moves what can be moved now. Ready when the sender has ended and the other side was told.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        goodbye: Option<bool>,
+        mut seen: impl FnMut(Seen),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if let Some(masked) = goodbye
+                && !self.said_goodbye
+                && !self.ended
+                && self.frames.at_boundary()
+            {
+                self.pending.extend_from_slice(&going_away(masked));
+                self.said_goodbye = true;
+            }
+            while !self.pending.is_empty() {
+                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.pending.advance(written);
+                self.flush = true;
+            }
+            if self.pending.capacity() > 0 {
+                self.pending = BytesMut::new();
+            }
+            if self.ended {
+                if !self.shut {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.shut = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let read = BUFFER
+                .with_borrow_mut(|buffer| self.poll_once(cx, from, to, goodbye, buffer, &mut seen));
+            match read {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if self.flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                        self.flush = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// One read, and the write of it as far as it goes.
+    fn poll_once(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        goodbye: Option<bool>,
+        buffer: &mut [u8],
+        seen: &mut impl FnMut(Seen),
+    ) -> Poll<io::Result<()>> {
+        let mut read = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
+        let mut bytes = read.filled();
+        if bytes.is_empty() {
+            self.ended = true;
+            return Poll::Ready(Ok(()));
+        }
+        self.moved += bytes.len() as u64;
+        let mut close = false;
+        let mut look = |frames: &mut Frames, bytes: &[u8]| {
+            frames.pass(bytes, |what| {
+                close |= what == Seen::Close;
+                seen(what);
+            });
+        };
+        if let Some(masked) = goodbye {
+            // Only the frame that is under way still goes through, and then ours.
+            let rest = if self.said_goodbye { 0 } else { self.frames.to_boundary(bytes) };
+            let (last, dropped) = bytes.split_at(rest.min(bytes.len()));
+            look(&mut self.frames, last);
+            self.pending.extend_from_slice(last);
+            if !self.said_goodbye && self.frames.at_boundary() {
+                self.pending.extend_from_slice(&going_away(masked));
+                self.said_goodbye = true;
+            }
+            look(&mut self.frames, dropped);
+            bytes = &[];
+        } else {
+            look(&mut self.frames, bytes);
+        }
+        self.saw_close |= close;
+        while !bytes.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    self.flush = true;
+                    bytes = bytes.get(written..).unwrap_or_default();
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.pending.extend_from_slice(bytes);
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended && self.shut
+    }
+}
+
+/// What is said by the client counts; what the workload says does not.
+pub struct Listener {
+    pub channel: Channel,
+    pub guard: Option<Guard>,
+    pub opened: Instant,
+}
+
+impl Listener {
+    pub fn wants_content(&self) -> bool {
+        self.guard.is_some() && !matches!(self.channel, Channel::Background | Channel::Unknown)
+    }
+
+    fn hear(&self, seen: &Seen) {
+        let Some(guard) = &self.guard else { return };
+        let doing = match seen {
+            Seen::Message(message) => {
+                let since = self.opened.elapsed();
+                classify::message(self.channel, message.opcode, &message.start, since)
+            }
+            // Not understood: doubt keeps the workload.
+            Seen::Lost if self.channel != Channel::Background => Some("sent data"),
+            Seen::Lost | Seen::Close => None,
+        };
+        if let Some(what) = doing {
+            guard.person(what, Timestamp::now());
+        }
+    }
+}
+
+pub struct Pump<C, U> {
+    client: C,
+    upstream: U,
+    to_upstream: Direction,
+    to_client: Direction,
+    listener: Listener,
+    leaving: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    HalfOver,
+    Over,
+}
+
+impl<C, U> Pump<C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    /// `early` is what the upstream has said already behind its 101.
+    pub fn new(client: C, upstream: U, early: BytesMut, listener: Listener) -> Self {
+        let mut to_client = Direction::new(false);
+        to_client.frames.pass(&early, |_| {});
+        to_client.moved = early.len() as u64;
+        to_client.pending = early;
+        let to_upstream = Direction::new(listener.wants_content());
+        Self { client, upstream, to_upstream, to_client, listener, leaving: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
+        let Self { client, upstream, to_upstream, to_client, listener, leaving } = self;
+        let was_over = to_upstream.is_over() || to_client.is_over();
+        let (masked, plain) = (leaving.then_some(true), leaving.then_some(false));
+        let up = to_upstream.poll(cx, client, upstream, masked, |seen| listener.hear(&seen))?;
+        let down = to_client.poll(cx, upstream, client, plain, |_| {})?;
+        // The client has heard us and answered: nothing more will come.
+        let parted = *leaving
+            && to_client.said_goodbye
+            && to_client.pending.is_empty()
+            && (to_upstream.saw_close || to_upstream.ended);
+        match (up, down) {
+            _ if parted => Poll::Ready(Ok(Event::Over)),
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(Event::Over)),
+            (Poll::Ready(()), _) | (_, Poll::Ready(())) if !was_over => {
+                Poll::Ready(Ok(Event::HalfOver))
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    async fn next(&mut self) -> io::Result<Event> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn moved(&self) -> u64 {
+        self.to_client.moved + self.to_upstream.moved
+    }
+
+    async fn until_over(&mut self) -> io::Result<()> {
+        if self.next().await? == Event::Over {
+            return Ok(());
+        }
+        loop {
+            let moved = self.moved();
+            match timeout(HALF_OPEN, self.next()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) if self.moved() == moved => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Runs until both sides have ended, or until `going` resolves; then both get a Close frame, with
+    /// a moment to answer. Returns the bytes that were moved.
+    pub async fn run(mut self, going: impl Future<Output = ()>) -> io::Result<u64> {
+        let ended = tokio::select! {
+            ended = self.until_over() => Some(ended),
+            () = going => None,
+        };
+        match ended {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(error),
+            None => {
+                self.leaving = true;
+                let _ = timeout(GOODBYE, self.until_over()).await;
+                let shut = poll_fn(|cx| {
+                    let _ = ready!(Pin::new(&mut self.upstream).poll_shutdown(cx));
+                    Pin::new(&mut self.client).poll_shutdown(cx)
+                });
+                let _ = timeout(GOODBYE, shut).await;
+            }
+        }
+        Ok(self.moved())
+    }
+}

@@ -1,0 +1,159 @@
+//! The upstream's answer to a handshake.
+
+use std::fmt::Write as _;
+
+use crate::{front::chunked::Chunked, gate::scrub};
+
+/// Longest head of an answer, in bytes.
+pub const HEAD_MAX: usize = 64 * 1024;
+const FIELDS_MAX: usize = 200;
+
+/// What follows the head.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// The upgraded stream.
+    Stream,
+    /// An interim answer: another head.
+    Head,
+    Length(u64),
+    Chunked(Chunked),
+    UntilClosed,
+}
+
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    /// Bytes of the head in the buffer.
+    pub length: usize,
+    pub follows: Follows,
+    /// The head to send on.
+    pub head: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the answer is malformed")]
+pub struct Malformed;
+
+/// Reads the head at the start of `bytes`; `None` while it is incomplete. `keep_cookies` is for
+/// services of ours, which may set our cookies.
+pub fn parse(bytes: &[u8], keep_cookies: bool) -> Result<Option<Response>, Malformed> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut response = httparse::Response::new(&mut fields);
+    let length = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Ok(None),
+        _ => return Err(Malformed),
+    };
+    let status = response.code.unwrap_or_default();
+    let fields = &*response.headers;
+    let values = |name: &'static str| {
+        fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|f| f.value)
+    };
+    let upgraded = status == 101;
+    if upgraded && !values("upgrade").any(|value| value.eq_ignore_ascii_case(b"websocket")) {
+        return Err(Malformed);
+    }
+    let follows = if upgraded {
+        Follows::Stream
+    } else if (100..200).contains(&status) {
+        Follows::Head
+    } else if matches!(status, 204 | 304) {
+        Follows::Length(0)
+    } else {
+        let coding = values("transfer-encoding").last();
+        let mut lengths = values("content-length");
+        match (coding, lengths.next(), lengths.next()) {
+            (Some(coding), ..) if coding.to_ascii_lowercase().ends_with(b"chunked") => {
+                Follows::Chunked(Chunked::response())
+            }
+            (Some(_), ..) | (None, None, None) => Follows::UntilClosed,
+            (None, Some(length), None) => {
+                let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+                let text = std::str::from_utf8(length).ok().filter(|_| digits);
+                let length = text.and_then(|text| text.parse().ok()).ok_or(Malformed)?;
+                Follows::Length(length)
+            }
+            _ => return Err(Malformed),
+        }
+    };
+
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", response.reason.unwrap_or_default());
+    if upgraded {
+        head.push_str("Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    } else {
+        head.push_str("Connection: close\r\n");
+    }
+    let mut head = head.into_bytes();
+    for field in fields {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        let hop = is("connection") || is("keep-alive") || is("proxy-connection") || is("upgrade");
+        let ours = is("set-cookie") && !keep_cookies && !scrub::keeps_set_cookie(field.value);
+        if !hop && !ours {
+            push_field(&mut head, field.name, field.value);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    Ok(Some(Response { status, length, follows, head }))
+}
+
+pub fn push_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    head.extend_from_slice(name.as_bytes());
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
+}
+
+/// The offered extensions without `permessage-deflate`, whose frames could not be looked into.
+pub fn without_deflate(offers: &str) -> String {
+    let mut kept = String::new();
+    for offer in offers.split(',').map(str::trim) {
+        let name = offer.split(';').next().unwrap_or_default().trim();
+        let deflate = name.eq_ignore_ascii_case("permessage-deflate")
+            || name.eq_ignore_ascii_case("x-webkit-deflate-frame");
+        if !deflate && !offer.is_empty() {
+            let separator = if kept.is_empty() { "" } else { ", " };
+            let _ = write!(kept, "{separator}{offer}");
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follows(head: &str) -> Result<Follows, Malformed> {
+        parse(head.as_bytes(), false).map(|response| response.unwrap().follows)
+    }
+
+    #[test]
+    fn what_follows_a_head() {
+        let upgraded = "HTTP/1.1 101 S\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n";
+        assert_eq!(follows(upgraded), Ok(Follows::Stream));
+        assert_eq!(follows("HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n"), Err(Malformed));
+        assert_eq!(follows("HTTP/1.1 103 Early\r\n\r\n"), Ok(Follows::Head));
+        assert_eq!(follows("HTTP/1.1 404 No\r\nContent-Length: 7\r\n\r\n"), Ok(Follows::Length(7)));
+        let two = "HTTP/1.1 404 No\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\n";
+        assert_eq!(follows(two), Err(Malformed));
+        assert_eq!(follows("HTTP/1.1 403 No\r\n\r\n"), Ok(Follows::UntilClosed));
+        let chunked = "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(follows(chunked), Ok(Follows::Chunked(Chunked::response())));
+        assert!(parse(b"HTTP/1.1 101 S\r\nUpgr", false).unwrap().is_none());
+        assert!(parse(b"SSH-2.0-OpenSSH\r\n", false).is_err());
+    }
+
+    #[test]
+    fn our_cookies_and_hop_by_hop_fields_are_taken_out() {
+        let text = "HTTP/1.1 403 No\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\
+                    Set-Cookie: __Host-dormouse=evil\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
+        let head = parse(text.as_bytes(), false).unwrap().unwrap().head;
+        let expected = "HTTP/1.1 403 No\r\nConnection: close\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
+        assert_eq!(String::from_utf8(head).unwrap(), expected);
+    }
+
+    #[test]
+    fn deflate_is_not_offered() {
+        assert_eq!(without_deflate("permessage-deflate; client_max_window_bits"), "");
+        assert_eq!(without_deflate("foo; a=1, Permessage-Deflate, bar"), "foo; a=1, bar");
+    }
+}
