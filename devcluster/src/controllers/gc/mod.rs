@@ -35,6 +35,20 @@ const DISCOVERY_RETRY: Duration = Duration::from_millis(200);
 
 type Listener = Box<dyn Fn(&Object) + Send + Sync>;
 
+/// How far the first listing of everything has come.
+#[derive(Default)]
+struct Progress {
+    /// The kinds that were served at the start; `None` until they are known.
+    expected: Option<HashSet<KindName>>,
+    listed: HashSet<KindName>,
+}
+
+impl Progress {
+    fn is_complete(&self) -> bool {
+        self.expected.as_ref().is_some_and(|expected| expected.is_subset(&self.listed))
+    }
+}
+
 /// The metadata of every object of every kind, kept current.
 pub struct Inventory {
     client: Client,
@@ -42,8 +56,7 @@ pub struct Inventory {
     graph: Mutex<Graph>,
     queue: Queue,
     watches: Mutex<HashMap<KindName, CancellationToken>>,
-    /// Kinds whose first list is awaited; `None` until discovery has run.
-    pending: watch::Sender<Option<HashSet<KindName>>>,
+    progress: watch::Sender<Progress>,
     listeners: Mutex<Vec<Listener>>,
 }
 
@@ -55,7 +68,7 @@ impl Inventory {
             graph: Mutex::default(),
             queue: Queue::default(),
             watches: Mutex::default(),
-            pending: watch::channel(None).0,
+            progress: watch::Sender::default(),
             listeners: Mutex::default(),
         })
     }
@@ -72,9 +85,9 @@ impl Inventory {
 
     /// Returns when all kinds that were there at first have been listed.
     pub async fn synced(&self) {
-        let mut pending = self.pending.subscribe();
+        let mut progress = self.progress.subscribe();
         // The sender lives in self, so the wait cannot fail.
-        let _ = pending.wait_for(|pending| pending.as_ref().is_some_and(HashSet::is_empty)).await;
+        let _ = progress.wait_for(Progress::is_complete).await;
     }
 
     pub fn api(&self, served: &Served, namespace: Option<&str>) -> Api<DynamicObject> {
@@ -134,9 +147,7 @@ impl Inventory {
     }
 
     fn listed(&self, name: &KindName) {
-        self.pending.send_if_modified(|pending| {
-            pending.as_mut().is_some_and(|pending| pending.remove(name))
-        });
+        self.progress.send_if_modified(|progress| progress.listed.insert(name.clone()));
     }
 
     async fn follow(&self, served: Served, stop: CancellationToken) {
@@ -187,7 +198,8 @@ impl Inventory {
         loop {
             match kinds::discover(&self.client).await {
                 Ok(found) => {
-                    self.pending.send_replace(Some(found.iter().map(Served::name).collect()));
+                    let expected = found.iter().map(Served::name).collect();
+                    self.progress.send_modify(|progress| progress.expected = Some(expected));
                     found.into_iter().for_each(|served| self.watch(served, &shutdown));
                     return;
                 }
