@@ -1,1 +1,105 @@
-//! The REST API and the web pages that people use.
+//! The web page and the REST API with which people see what is theirs.
+//!
+//! Reached through the proxy, which signs people in and forwards their access token; the token is
+//! verified here again, so that nothing depends on who can reach this port.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod answer;
+mod list;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, header::AUTHORIZATION},
+    response::Response,
+    routing::get,
+};
+use cluster::resources::{App, Workspace};
+use domain::{identity::Identity, route::RouteTable, token::Verifier};
+use jiff::Timestamp;
+use kube::runtime::reflector::Store;
+use runtime::service::Context;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::{net::TcpListener, sync::watch};
+
+use self::{answer::Refusal, list::Entry};
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Shown in the SSH commands that people copy.
+    pub ssh_host: String,
+    #[serde(default = "ssh_port")]
+    pub ssh_port: u16,
+}
+
+fn ssh_port() -> u16 {
+    22
+}
+
+/// What the portal looks at.
+pub struct Inputs {
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub workspaces: Store<Workspace>,
+    pub apps: Store<App>,
+    pub verifier: Arc<Verifier>,
+}
+
+struct Portal {
+    config: Config,
+    inputs: Inputs,
+}
+
+/// Serves until shutdown.
+pub async fn serve(
+    config: Config,
+    inputs: Inputs,
+    listener: TcpListener,
+    ctx: Context,
+) -> std::io::Result<()> {
+    let portal = Arc::new(Portal { config, inputs });
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/api/workloads", get(workloads))
+        .fallback(|| async { Refusal::NotFound })
+        .with_state(portal);
+    ctx.health.set("portal", Ok(()));
+    axum::serve(listener, router).with_graceful_shutdown(ctx.shutdown.cancelled_owned()).await
+}
+
+impl Portal {
+    fn identity(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Identity>, Refusal> {
+        let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token =
+            value.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Refusal::NotSignedIn)?;
+        self.inputs.verifier.verify(token, now).map_err(|_| Refusal::NotSignedIn)
+    }
+
+    fn entries(&self, identity: &Arc<Identity>, now: Timestamp) -> Vec<Entry> {
+        let table = self.inputs.routes.borrow().clone();
+        let mut entries =
+            list::entries(&self.inputs.workspaces, &table, identity, &self.config, now);
+        entries.extend(list::entries(&self.inputs.apps, &table, identity, &self.config, now));
+        entries.sort_by(|a, b| (&a.project, &a.name).cmp(&(&b.project, &b.name)));
+        entries
+    }
+}
+
+async fn workloads(
+    State(portal): State<Arc<Portal>>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Entry>>, Refusal> {
+    let now = Timestamp::now();
+    let identity = portal.identity(&headers, now)?;
+    Ok(Json(portal.entries(&identity, now)))
+}
+
+async fn page(State(portal): State<Arc<Portal>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    let now = Timestamp::now();
+    let identity = portal.identity(&headers, now)?;
+    let page = list::Page { user: identity.user.as_str(), entries: portal.entries(&identity, now) };
+    answer::page(&page)
+}
