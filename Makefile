@@ -48,7 +48,7 @@ lint: ## Check formatting, clippy, licences and crates, and the project's own in
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) deny check bans licenses sources
 	$(CARGO) build --workspace --bins
-	$(TARGET)/debug/xtask check
+	$(TARGET)/debug/dormouse-xtask check
 
 bench: ## Run the micro benchmarks
 	@scripts/setup build
