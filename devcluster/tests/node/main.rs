@@ -2,4 +2,6 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+mod cluster;
+mod pods;
 mod shim;
