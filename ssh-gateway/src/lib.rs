@@ -1,1 +1,104 @@
 //! Serves SSH: signs people in, wakes the workload, bridges each channel to the agent in the pod.
+//!
+//! The SSH user name names the workload, `<workspace>` or `<workspace>.<project>`; a token or a
+//! registered key says who the person is. Nothing is dialled without a [`domain::access::Grant`].
+//!
+//! Each direction of each channel has a buffer of its own of [`queue::LIMIT`] bytes. A channel whose
+//! reader stalls fills that and leaves its siblings alone; past it the connection slows down, and
+//! nothing is ever dropped.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod auth;
+mod bridge;
+mod config;
+mod connection;
+mod forward;
+mod keys;
+mod limits;
+mod link;
+mod metrics;
+pub mod queue;
+mod refusal;
+mod registered;
+mod server;
+mod session;
+mod visit;
+mod wake;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
+use runtime::service::Context;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+pub use crate::{
+    config::{Config, Limits},
+    keys::KeyError,
+};
+
+/// What the gateway is given.
+pub struct Inputs {
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub wake: mpsc::Sender<WakeRequest>,
+    pub verifier: Arc<Verifier>,
+    /// For the list of registered keys.
+    pub http: reqwest::Client,
+    pub listener: TcpListener,
+}
+
+/// The gateway's public keys in OpenSSH's one-line form: the one that clients know, and the one that
+/// agents must trust. Makes the keys when they are not there yet, so that others can be told before
+/// the gateway serves.
+pub fn public_keys(config: &Config) -> Result<PublicKeys, KeyError> {
+    let line = |path: &std::path::Path| {
+        let key = keys::open(path)?;
+        keys::publish(path, key.public_key())?;
+        key.public_key().to_openssh().map_err(|_| KeyError::Form(path.to_owned()))
+    };
+    Ok(PublicKeys { host: line(&config.host_key_file)?, client: line(&config.client_key_file)? })
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKeys {
+    pub host: String,
+    pub client: String,
+}
+
+/// Serves until the shutdown; then ends open sessions after the configured drain.
+pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
+    public_keys(&config)?;
+    let host_key = keys::open(&config.host_key_file)?;
+    let client_key = keys::open(&config.client_key_file)?;
+    let registered = match &config.keys_url {
+        Some(url) => {
+            let url = url.parse().with_context(|| format!("keys_url {url:?} is not a URL"))?;
+            let secret = config
+                .client_secret_file
+                .as_deref()
+                .context("keys_url needs client_secret_file as well")?;
+            let client_secret = runtime::secret::read(secret)?;
+            let client_id = config.client_id.clone();
+            let http = inputs.http.clone();
+            let feed = registered::Feed { url, client_id, client_secret, http };
+            registered::follow(feed, &ctx)
+        }
+        None => watch::channel(Arc::default()).1,
+    };
+    let gate = Arc::new(visit::Gate {
+        metrics: metrics::Metrics::new(&ctx.registry)?,
+        audit: ctx.audit.for_service("ssh-gateway"),
+        routes: inputs.routes,
+        wake: inputs.wake,
+        verifier: inputs.verifier,
+        registered,
+        client_key: Arc::new(client_key),
+        client_config: Arc::new(link::config()),
+        config,
+    });
+    connection::accept(gate, host_key, inputs.listener, ctx).await;
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Who is it? A token, or a registered key whose possession is proven.
+
+use std::sync::Arc;
+
+use domain::{identity::Identity, token::TokenError};
+use jiff::Timestamp;
+use russh::keys::{Algorithm, PublicKey};
+
+use crate::visit::Gate;
+
+/// Longest answer that OpenSSH reads from a terminal or a helper, in bytes: it cuts what is longer.
+const CUT_BY_CLIENT: usize = 1023;
+
+impl Gate {
+    /// A token given as password or as an answer. The SSH user name plays no part: it names a
+    /// workload and never a person.
+    pub fn identify_by_token(&self, token: &str) -> Result<Arc<Identity>, TokenError> {
+        self.verifier.verify(token.trim(), Timestamp::now())
+    }
+
+    /// Must only be believed after the signature has been verified.
+    pub fn identify_by_key(&self, key: &PublicKey, algorithm: &Algorithm) -> Option<Arc<Identity>> {
+        // A signature over SHA-1 proves nothing any more (RFC 8332, section 1).
+        if matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa) {
+            return None;
+        }
+        self.registered.borrow().find(key).cloned()
+    }
+}
+
+/// What to tell somebody whose token was refused; never says more than the token's holder may know.
+pub fn advice(token: &str, error: TokenError) -> String {
+    if token.len() >= CUT_BY_CLIENT && error == TokenError::Signature {
+        return format!(
+            "the token arrived with {} characters, and SSH clients cut longer ones; use a \
+             personal access token or a public key",
+            token.len()
+        );
+    }
+    format!("{error}; make a personal access token in the portal and give it as the password")
+}

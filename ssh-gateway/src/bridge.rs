@@ -1,0 +1,135 @@
+//! Carries one channel between the client and the agent, both ways, in the channel's own task.
+
+use std::{pin::pin, time::Duration};
+
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+
+use crate::queue::{self, Receiver, Sender};
+
+/// How long the agent may take to use up what the client sent before it closed the channel.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How the agent's side of a channel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The agent closed the channel: the program or the forwarded connection has ended.
+    Closed,
+    /// The connection to the agent broke.
+    Lost,
+}
+
+/// The client's side of a channel.
+pub struct ToClient<'a> {
+    pub write: &'a ChannelWriteHalf<server::Msg>,
+    pub handle: &'a server::Handle,
+}
+
+/// Empties a channel into its queue until the channel is closed, and says how it ended. `seen` is
+/// shown each message first.
+pub async fn fill(
+    read: &mut ChannelReadHalf,
+    queue: Sender,
+    mut seen: impl FnMut(&ChannelMsg),
+) -> Ended {
+    while let Some(message) = read.wait().await {
+        if matches!(message, ChannelMsg::Close) {
+            return Ended::Closed;
+        }
+        seen(&message);
+        // With nobody left to read them, messages are still taken off the connection.
+        let _ = queue.push(message).await;
+    }
+    Ended::Lost
+}
+
+/// Runs `carry` beside the client's `fill`. When the client closes the channel, what it sent before
+/// is still delivered; `None` then, as nobody is left to be told.
+pub async fn beside<T>(
+    fill: impl Future<Output = Ended>,
+    carry: impl Future<Output = T>,
+) -> Option<T> {
+    let mut carry = pin!(carry);
+    tokio::select! {
+        done = carry.as_mut() => Some(done),
+        _ = fill => {
+            let _ = tokio::time::timeout(LAST_WORDS, carry).await;
+            None
+        }
+    }
+}
+
+/// Carries until the agent's side ends. `from_client` is the other end of [`fill`]; when it ends the
+/// agent's channel is closed.
+pub async fn carry(
+    mut from_client: Receiver,
+    client: ToClient<'_>,
+    agent: Channel<client::Msg>,
+) -> Ended {
+    let (mut read, write) = agent.split();
+    let (sender, mut from_agent) = queue::queue();
+    let up = async {
+        while let Some(message) = from_client.pop().await {
+            if to_agent(&write, message).await.is_err() {
+                break;
+            }
+        }
+        // After a failure the connection is gone, and `down` says so.
+        let _ = write.close().await;
+        std::future::pending::<()>().await;
+    };
+    let down = async {
+        let drain = async {
+            while let Some(message) = from_agent.pop().await {
+                if to_client(&client, message).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(fill(&mut read, sender, |_| ()), drain).0
+    };
+    tokio::select! {
+        ended = down => ended,
+        () = up => Ended::Lost,
+    }
+}
+
+async fn to_agent(
+    write: &ChannelWriteHalf<client::Msg>,
+    message: ChannelMsg,
+) -> Result<(), russh::Error> {
+    match message {
+        ChannelMsg::Data { data } => write.data_bytes(data).await,
+        ChannelMsg::ExtendedData { data, ext } => write.extended_data_bytes(ext, data).await,
+        ChannelMsg::Eof => write.eof().await,
+        ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
+            write.window_change(col_width, row_height, pix_width, pix_height).await
+        }
+        ChannelMsg::Signal { signal } => write.signal(signal).await,
+        _ => Ok(()),
+    }
+}
+
+/// The client is gone.
+struct Gone;
+
+async fn to_client(client: &ToClient<'_>, message: ChannelMsg) -> Result<(), Gone> {
+    let (write, handle) = (client.write, client.handle);
+    let id = write.id();
+    match message {
+        ChannelMsg::Data { data } => write.data_bytes(data).await.map_err(|_| Gone),
+        ChannelMsg::ExtendedData { data, ext } => {
+            write.extended_data_bytes(ext, data).await.map_err(|_| Gone)
+        }
+        ChannelMsg::Eof => write.eof().await.map_err(|_| Gone),
+        ChannelMsg::Success => handle.channel_success(id).await.map_err(|()| Gone),
+        ChannelMsg::Failure => handle.channel_failure(id).await.map_err(|()| Gone),
+        ChannelMsg::ExitStatus { exit_status } => {
+            write.exit_status(exit_status).await.map_err(|_| Gone)
+        }
+        ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => handle
+            .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
+            .await
+            .map_err(|()| Gone),
+        _ => Ok(()),
+    }
+}

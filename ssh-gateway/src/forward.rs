@@ -1,0 +1,185 @@
+//! Forwarded connections: into the workload's own loopback, and from it to the client.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use domain::{access::Readiness, activity::How};
+use runtime::audit::Outcome;
+use russh::{Channel, ChannelOpenFailure, client, server};
+
+use crate::{
+    bridge::{self, ToClient},
+    queue,
+    refusal::Refusal,
+    visit::Visit,
+};
+
+/// How long the client may take to confirm a channel that we open.
+const CONFIRM: Duration = Duration::from_secs(30);
+
+/// How long a connected client waits for the answer to a remote forwarding.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Where a forwarded connection goes.
+pub enum Destination {
+    Tcp { host: String, port: u32, originator: (String, u32) },
+    Unix { path: String },
+}
+
+impl Destination {
+    /// The agent decides; what cannot be the workload itself is refused here already, so that it
+    /// wakes nothing.
+    pub fn is_inside(&self, visit: &Visit) -> bool {
+        let Self::Tcp { host, .. } = self else { return true };
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        match bare.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Err(_) => host.eq_ignore_ascii_case("localhost"),
+            Ok(address) if address.is_loopback() => true,
+            Ok(address) => visit.grant().is_ok_and(|grant| match grant.readiness() {
+                Readiness::Ready(pods) => pods.iter().any(|pod| pod.ip() == address),
+                _ => false,
+            }),
+        }
+    }
+}
+
+/// A connection that the client forwards into the workload. The answer to the client is held while
+/// the workload wakes.
+pub async fn local(
+    visit: Arc<Visit>,
+    channel: Channel<server::Msg>,
+    destination: Destination,
+    reply: server::ChannelOpenHandle,
+) {
+    let count = |outcome| visit.gate.metrics.channels.with_label_values(&["forward", outcome]);
+    let opened = tokio::select! {
+        opened = open(&visit, &destination) => opened,
+        () = visit.ended.cancelled() => return,
+    };
+    let (agent, target) = match opened {
+        Ok(opened) => opened,
+        Err(reason) => {
+            count("failed").inc();
+            reply.reject(reason).await;
+            return;
+        }
+    };
+    count("opened").inc();
+    visit.record("forwarded", Outcome::Allowed, None);
+    let _present = visit.grant().ok().map(|grant| grant.begin(How::Ssh));
+    reply.accept().await;
+    join(&visit, channel, target).await;
+    drop(agent);
+    visit.tidy().await;
+}
+
+async fn open(
+    visit: &Arc<Visit>,
+    destination: &Destination,
+) -> Result<(Arc<crate::link::Agent>, Channel<client::Msg>), ChannelOpenFailure> {
+    // Nobody sees a reason longer than this on a forwarded port; the log of the client has it.
+    let failed = |refusal: Refusal| ChannelOpenFailure::Other {
+        code: 2,
+        reason: format!("dormouse: {refusal}"),
+    };
+    let agent = visit.agent(None).await.map_err(failed)?;
+    let target = match destination {
+        Destination::Tcp { host, port, originator: (address, number) } => {
+            agent.open_tcp(host, *port, (address, *number)).await?
+        }
+        Destination::Unix { path } => agent.open_unix(path).await?,
+    };
+    Ok((agent, target))
+}
+
+/// A connection that the agent accepted for a remote forwarding.
+pub async fn remote(
+    visit: Arc<Visit>,
+    target: Channel<client::Msg>,
+    connected: (String, u32),
+    originator: (String, u32),
+    reply: client::ChannelOpenHandle,
+) {
+    let count =
+        |outcome| visit.gate.metrics.channels.with_label_values(&["remote-forward", outcome]);
+    let place = visit.channels.clone().try_acquire_owned();
+    let opening = visit.handle.channel_open_forwarded_tcpip(
+        connected.0,
+        connected.1,
+        originator.0,
+        originator.1,
+    );
+    let opened = match place {
+        Err(_) => Err(ChannelOpenFailure::ResourceShortage),
+        Ok(place) => match tokio::time::timeout(CONFIRM, opening).await {
+            Ok(Ok(channel)) => Ok((place, channel)),
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(reason),
+            _ => Err(ChannelOpenFailure::ConnectFailed),
+        },
+    };
+    match opened {
+        Ok((_place, channel)) => {
+            count("opened").inc();
+            reply.accept().await;
+            join(&visit, channel, target).await;
+        }
+        Err(reason) => {
+            count("failed").inc();
+            reply.reject(reason).await;
+        }
+    }
+}
+
+async fn join(visit: &Visit, channel: Channel<server::Msg>, target: Channel<client::Msg>) {
+    let (mut read, write) = channel.split();
+    let (sender, receiver) = queue::queue();
+    let client = ToClient { write: &write, handle: &visit.handle };
+    let work = bridge::beside(
+        bridge::fill(&mut read, sender, |_| ()),
+        bridge::carry(receiver, client, target),
+    );
+    tokio::select! {
+        _ = work => {}
+        () = visit.lost.cancelled() => {}
+    }
+    let _ = write.close().await;
+}
+
+/// Asks the agent to listen; returns the port. A workload that sleeps is woken: the client is told
+/// yes at once then, unless it asked for any free port and so must wait for the number.
+pub async fn listen(visit: &Arc<Visit>, address: &str, port: u32) -> Option<u32> {
+    let grant = visit.known().await.ok()?;
+    visit.record("forwarded", Outcome::Allowed, Some("remote forwarding"));
+    if matches!(grant.readiness(), Readiness::Ready(_)) || port == 0 {
+        let wait = if port == 0 { visit.gate.config.wake_timeout } else { ANSWER };
+        return tokio::time::timeout(wait, ask(visit, address, port)).await.ok()?;
+    }
+    let (visit, address) = (visit.clone(), address.to_owned());
+    tokio::spawn(async move {
+        tokio::select! {
+            listening = ask(&visit, &address, port) => {
+                if listening.is_none() {
+                    tracing::info!(port, "a remote forwarding could not be opened after the wake");
+                }
+            }
+            () = visit.ended.cancelled() => {}
+        }
+    });
+    Some(port)
+}
+
+async fn ask(visit: &Arc<Visit>, address: &str, port: u32) -> Option<u32> {
+    let agent = visit.agent(None).await.ok()?;
+    let bound = agent.listen(address, port).await?;
+    let mut open = visit.forwardings.lock().ok()?;
+    open.insert((address.to_owned(), bound), agent);
+    Some(bound)
+}
+
+pub async fn stop_listening(visit: &Visit, address: &str, port: u32) -> bool {
+    let key = (address.to_owned(), port);
+    let agent = visit.forwardings.lock().ok().and_then(|mut open| open.remove(&key));
+    match agent {
+        Some(agent) => agent.stop_listening(address, port).await,
+        None => false,
+    }
+}

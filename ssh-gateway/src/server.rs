@@ -1,0 +1,330 @@
+//! What the client may ask, and who answers. Nothing here waits for a workload, but for the answer
+//! to a remote forwarding, which the protocol wants in order.
+
+use std::{net::IpAddr, sync::Arc};
+
+use domain::identity::Identity;
+use runtime::audit::Outcome;
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty,
+    server::{
+        Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+    },
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    auth::advice,
+    forward::{self, Destination},
+    metrics::Counted,
+    session,
+    visit::{Gate, Visit},
+};
+
+/// How long somebody who may use nothing keeps the connection: enough for a session channel to say
+/// why.
+const REFUSED: std::time::Duration = std::time::Duration::from_secs(3);
+
+pub fn methods() -> MethodSet {
+    [MethodKind::PublicKey, MethodKind::KeyboardInteractive, MethodKind::Password][..].into()
+}
+
+/// One connection. Dropped when it ends.
+pub struct Client {
+    gate: Arc<Gate>,
+    from: IpAddr,
+    signed_in: CancellationToken,
+    ended: CancellationToken,
+    _end: DropGuard,
+    /// The last thing proven, with the user name that came with the proof.
+    proven: Option<(String, Arc<Identity>)>,
+    /// Why the last token was refused.
+    advice: Option<String>,
+    /// Shared with whoever writes the audit event at the end.
+    denied: Arc<std::sync::atomic::AtomicU32>,
+    visit: Option<Arc<Visit>>,
+}
+
+impl Client {
+    pub fn new(
+        gate: Arc<Gate>,
+        from: IpAddr,
+        signed_in: CancellationToken,
+        ended: CancellationToken,
+        denied: Arc<std::sync::atomic::AtomicU32>,
+    ) -> Self {
+        let _end = ended.clone().drop_guard();
+        Self { gate, from, signed_in, ended, _end, proven: None, advice: None, denied, visit: None }
+    }
+
+    fn accept(&mut self, method: &str, user: &str, identity: Arc<Identity>) -> Auth {
+        self.gate.metrics.sign_ins.with_label_values(&[method, "allowed"]).inc();
+        self.proven = Some((user.to_owned(), identity));
+        Auth::Accept
+    }
+
+    fn deny(&mut self, method: &str) -> Auth {
+        self.gate.metrics.sign_ins.with_label_values(&[method, "denied"]).inc();
+        self.denied.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.proven = None;
+        // Without this the library takes the method off the list after one failure.
+        Auth::Reject { proceed_with_methods: Some(methods()), partial_success: false }
+    }
+
+    fn token(&mut self, method: &str, user: &str, token: &str) -> Auth {
+        match self.gate.identify_by_token(token) {
+            Ok(identity) => self.accept(method, user, identity),
+            Err(error) => {
+                self.advice = Some(advice(token, error));
+                self.deny(method)
+            }
+        }
+    }
+
+    /// A place for one more channel and the visit it belongs to.
+    fn place(&self) -> Option<(Arc<Visit>, Place)> {
+        let visit = self.visit.clone()?;
+        let place = visit.channels.clone().try_acquire_owned().ok()?;
+        let counted = Counted::new(&self.gate.metrics.channels_open);
+        Some((visit, Place { _place: place, _counted: counted }))
+    }
+
+    async fn forward(
+        &self,
+        channel: Channel<Msg>,
+        destination: Destination,
+        reply: ChannelOpenHandle,
+    ) {
+        let Some((visit, place)) = self.place() else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return;
+        };
+        if !destination.is_inside(&visit) {
+            visit.record("refused", Outcome::Denied, Some("forwarding to another host"));
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return;
+        }
+        tokio::spawn(async move {
+            forward::local(visit, channel, destination, reply).await;
+            drop(place);
+        });
+    }
+}
+
+struct Place {
+    _place: tokio::sync::OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+impl Handler for Client {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
+        Ok(self.token("password", user, password))
+    }
+
+    /// Asks for a token, for clients and people that never send a password by themselves.
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        _submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, Self::Error> {
+        if let Some(mut answers) = response {
+            let answer = answers.next().unwrap_or_default();
+            let answer = String::from_utf8_lossy(&answer);
+            return Ok(self.token("keyboard-interactive", user, &answer));
+        }
+        let instructions = self.advice.take().map(|advice| format!("dormouse: {advice}"));
+        Ok(Auth::Partial {
+            name: "".into(),
+            instructions: instructions.unwrap_or_default().into(),
+            prompts: vec![("Dormouse access token: ".into(), false)].into(),
+        })
+    }
+
+    /// Only spares the client a signature in vain; proves nothing.
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        let known = self.gate.identify_by_key(offer.public_key, offer.algorithm).is_some();
+        Ok(if known { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Self::Error> {
+        Ok(match self.gate.identify_by_key(key.public_key, key.algorithm) {
+            Some(identity) => self.accept("publickey", user, identity),
+            None => self.deny("publickey"),
+        })
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        let Some((user, identity)) = self.proven.take() else {
+            return Err(russh::Error::Inconsistent);
+        };
+        self.signed_in.cancel();
+        let visit = Arc::new(Visit::new(
+            self.gate.clone(),
+            identity,
+            user,
+            self.from,
+            session.handle(),
+            self.ended.clone(),
+        ));
+        visit.record("signed-in", Outcome::Allowed, None);
+        self.visit = Some(visit.clone());
+        tokio::spawn(attend(visit));
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some((visit, place)) = self.place() else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        reply.accept().await;
+        tokio::spawn(async move {
+            session::run(visit, channel).await;
+            drop(place);
+        });
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        originator_address: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let originator = (originator_address.to_owned(), originator_port);
+        let destination = Destination::Tcp { host: host.to_owned(), port, originator };
+        self.forward(channel, destination, reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let destination = Destination::Unix { path: socket_path.to_owned() };
+        self.forward(channel, destination, reply).await;
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(visit) = &self.visit else { return Ok(false) };
+        match forward::listen(visit, address, *port).await {
+            Some(bound) => {
+                *port = bound;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        match &self.visit {
+            Some(visit) => Ok(forward::stop_listening(visit, address, port).await),
+            None => Ok(false),
+        }
+    }
+
+    // The library remembers one wish for an answer per channel, so what can be answered without the
+    // agent is answered here, in the order of the requests. The start is answered by the agent.
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        name: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if session::is_offered(name) { Ok(()) } else { session.channel_failure(channel) }
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single_connection: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+}
+
+/// Ends the connection of somebody who may not be here, or not any more.
+async fn attend(visit: Arc<Visit>) {
+    let work = async {
+        let refusal = match visit.known().await {
+            Err(refusal) => refusal,
+            Ok(_) => {
+                visit.supervise().await;
+                visit.loss()
+            }
+        };
+        // Session channels say it on standard error and end; `ssh -N` has none and is told here.
+        tokio::time::sleep(REFUSED).await;
+        let text = format!("dormouse: {refusal}");
+        let _ = visit.handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
+        tokio::time::sleep(REFUSED).await;
+        visit.ended.cancel();
+    };
+    tokio::select! {
+        () = work => {}
+        () = visit.ended.cancelled() => {}
+    }
+}

@@ -1,0 +1,163 @@
+//! A person on a connection, and the workload that the SSH user name names.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use domain::{
+    access::{Grant, Target, authorize},
+    identity::{CredentialKind, Identity},
+    route::RouteTable,
+    token::Verifier,
+    wake::WakeRequest,
+};
+use jiff::Timestamp;
+use runtime::audit::{Audit, Event, Outcome};
+use russh::{client, keys::PrivateKey, server};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    link::{Agent, Link},
+    metrics::Metrics,
+    refusal::{Refusal, Shown},
+    registered::Registered,
+};
+
+/// How long a gateway that has just started may take to learn what exists.
+const SYNC: Duration = Duration::from_secs(10);
+
+/// What all connections share.
+pub struct Gate {
+    pub config: Config,
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub wake: mpsc::Sender<WakeRequest>,
+    pub verifier: Arc<Verifier>,
+    pub registered: watch::Receiver<Arc<Registered>>,
+    pub client_key: Arc<PrivateKey>,
+    pub client_config: Arc<client::Config>,
+    pub metrics: Metrics,
+    pub audit: Audit,
+}
+
+/// One signed-in connection.
+pub struct Visit {
+    pub gate: Arc<Gate>,
+    pub identity: Arc<Identity>,
+    /// As the client sent it; matched exactly or not at all.
+    pub ssh_user: String,
+    pub from: IpAddr,
+    /// To the client.
+    pub handle: server::Handle,
+    pub link: Link,
+    /// Remote forwardings by what the client asked for, with the agent that listens.
+    pub forwardings: Mutex<HashMap<(String, u32), Arc<Agent>>>,
+    /// Places for channels.
+    pub channels: Arc<Semaphore>,
+    /// The right to be here is gone.
+    pub lost: CancellationToken,
+    /// The connection has ended.
+    pub ended: CancellationToken,
+    /// The first proof; later ones renew it, so that a name never comes to mean something else.
+    first: OnceLock<Grant>,
+}
+
+impl Visit {
+    pub fn new(
+        gate: Arc<Gate>,
+        identity: Arc<Identity>,
+        ssh_user: String,
+        from: IpAddr,
+        handle: server::Handle,
+        ended: CancellationToken,
+    ) -> Self {
+        let channels = Arc::new(Semaphore::new(gate.config.limits.channels));
+        Self {
+            gate,
+            identity,
+            ssh_user,
+            from,
+            handle,
+            link: Link::default(),
+            forwardings: Mutex::default(),
+            channels,
+            lost: CancellationToken::new(),
+            ended,
+            first: OnceLock::new(),
+        }
+    }
+
+    /// The proof as of now, without waiting. The error says which of the two refusals it is.
+    pub fn grant(&self) -> Result<Grant, Refusal> {
+        let table = self.gate.routes.borrow().clone();
+        if let Some(first) = self.first.get() {
+            let lost = || Refusal::Lost(Shown::plain(first.workload().name.as_str()));
+            return first.renew(&table).ok_or_else(lost);
+        }
+        if !table.is_synced() {
+            return Err(Refusal::NotReady);
+        }
+        match authorize(&table, &self.identity, Target::Ssh(&self.ssh_user)) {
+            Some(grant) => Ok(self.first.get_or_init(|| grant).clone()),
+            None => Err(Refusal::Unknown(Shown::quoted(&self.ssh_user))),
+        }
+    }
+
+    /// The proof, once it is known what exists.
+    pub async fn known(&self) -> Result<Grant, Refusal> {
+        let mut routes = self.gate.routes.clone();
+        let synced = routes.wait_for(|table| table.is_synced());
+        let _ = tokio::time::timeout(SYNC, synced).await;
+        self.grant()
+    }
+
+    /// Watches what the right to be here rests on, until it is gone.
+    pub async fn supervise(&self) {
+        let mut routes = self.gate.routes.clone();
+        let mut registered = self.gate.registered.clone();
+        loop {
+            let changed = tokio::select! {
+                changed = routes.changed() => changed,
+                changed = registered.changed() => changed,
+            };
+            if changed.is_err() {
+                // The source is gone, as at a shutdown. Nothing new is learned from that.
+                return std::future::pending().await;
+            }
+            let right = self.first.get().is_none() || self.grant().is_ok();
+            let proven = self.identity.credential.kind != CredentialKind::SshKey
+                || registered.borrow().still_proves(&self.identity);
+            if !(right && proven) {
+                self.record("refused", Outcome::Denied, Some("the right was withdrawn"));
+                self.lost.cancel();
+                return;
+            }
+        }
+    }
+
+    /// What to say when the right is gone.
+    pub fn loss(&self) -> Refusal {
+        let name = self.first.get().map_or(self.ssh_user.as_str(), |g| g.workload().name.as_str());
+        Refusal::Lost(Shown::plain(name))
+    }
+
+    pub fn record(&self, did: &str, outcome: Outcome, detail: Option<&str>) {
+        let to = self.first.get().map(|grant| grant.workload().to_string());
+        self.gate.audit.record(
+            Timestamp::now(),
+            Event {
+                who: Some(self.identity.user.as_str()),
+                did,
+                to: to.as_deref(),
+                from: Some(self.from),
+                credential: Some(&self.identity.credential),
+                outcome,
+                detail,
+            },
+        );
+    }
+}
