@@ -69,6 +69,6 @@ test('a kubeconfig that is not there', async () => {
 
 test('a setting that is not there names the key, its line and the nearest', async () => {
   const file = path.join(folder, 'proxy.toml');
-  writeFileSync(file, '# the gate\n\nlissten = "127.0.0.1:8443"\n');
-  await fails(['proxy', '--config', file], /lissten/, /\b3\b/, /listen/);
+  writeFileSync(file, '# the gate\n[proxy]\nbase_domian = "example.org"\n');
+  await fails(['proxy', '--config', file], /base_domian/, /:3:/, /base_domain/);
 });
