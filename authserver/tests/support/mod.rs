@@ -1,0 +1,293 @@
+//! A server on a port of its own, with a clock that the test turns, and a browser of sorts.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use authserver::{Authserver, Clock, Config, NewPerson, NewPersonalToken, Store};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use domain::token::{Expected, KeySet, Verifier};
+use jiff::Timestamp;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
+use runtime::{audit::Audit, health::Health, service::Context};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub const ISSUER: &str = "https://auth.localhost:8443";
+pub const CALLBACK: &str = "https://lab--alice.localhost:8443/.dormouse/callback";
+pub const GATE: (&str, &str) = ("dormouse-gate", "gate-secret-gate-secret-gate-secret-1");
+pub const OTHER: (&str, &str) = ("other", "other-secret-other-secret-other-secret");
+pub const PASSWORD: &str = "correct horse battery";
+pub const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+
+const START: i64 = 1_800_000_000;
+
+pub struct Server {
+    pub folder: TempDir,
+    pub store: Store,
+    pub base: String,
+    clock: Arc<AtomicI64>,
+    http: Client,
+    _shutdown: DropGuard,
+}
+
+/// `[[clients]]` beside the gate: `other` with a secret, and the public `tool`.
+fn config(folder: &Path) -> Config {
+    std::fs::write(folder.join("gate-secret"), format!("{}\n", GATE.1)).unwrap();
+    std::fs::write(folder.join("other-secret"), OTHER.1).unwrap();
+    serde_json::from_value(json!({
+        "issuer": ISSUER,
+        "base_domain": "localhost",
+        "database": folder.join("auth.db"),
+        "client_secret_file": folder.join("gate-secret"),
+        "clients": [
+            {
+                "id": "other",
+                "secret_file": folder.join("other-secret"),
+                "redirect_uris": ["https://other.example/cb"],
+                "post_logout_redirect_uris": ["https://other.example/bye"],
+            },
+            { "id": "tool", "public": true, "redirect_uris": ["http://127.0.0.1:7777/cb"] },
+        ],
+    }))
+    .unwrap()
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    pub async fn start_in(folder: TempDir) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let seconds = Arc::new(AtomicI64::new(START));
+        let clock: Clock = {
+            let seconds = seconds.clone();
+            Arc::new(move || Timestamp::from_second(seconds.load(Ordering::SeqCst)).unwrap())
+        };
+        let shutdown = CancellationToken::new();
+        let context = Context {
+            registry: prometheus::Registry::new(),
+            audit: Audit::to_file("authserver", &folder.path().join("audit.jsonl")).unwrap(),
+            health: Health::new(),
+            shutdown: shutdown.clone(),
+        };
+        let server = Authserver::open(&config(folder.path()), context, clock).await.unwrap();
+        let store = Store::open(&folder.path().join("auth.db")).await.unwrap();
+        for (name, groups) in [("alice", vec!["ml".to_owned()]), ("bob", vec![])] {
+            let email = Some(format!("{name}@example.com"));
+            let person = NewPerson { name: name.parse().unwrap(), email, groups };
+            store.ensure_user(&person, Some(PASSWORD), start()).await.unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(server.serve(listener));
+        let http = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(60))
+            .build()
+            .unwrap();
+        Self { folder, store, base, clock: seconds, http, _shutdown: shutdown.drop_guard() }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_second(self.clock.load(Ordering::SeqCst)).unwrap()
+    }
+
+    pub fn wait(&self, seconds: i64) {
+        self.clock.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    pub async fn token(&self, client: (&str, &str), form: &[(&str, &str)]) -> (StatusCode, Value) {
+        let request =
+            self.request(Method::POST, "/token").basic_auth(client.0, Some(client.1)).form(form);
+        let response = request.send().await.unwrap();
+        (response.status(), response.json().await.unwrap())
+    }
+
+    pub async fn redeem(&self, client: (&str, &str), code: &str) -> (StatusCode, Value) {
+        let form = code_form(code);
+        self.token(client, &form).await
+    }
+
+    pub async fn refresh(&self, token: &str) -> (StatusCode, Value) {
+        self.token(GATE, &[("grant_type", "refresh_token"), ("refresh_token", token)]).await
+    }
+
+    pub async fn api(&self, method: Method, path: &str, token: &str, body: Value) -> Response {
+        let request = self.request(method, path).bearer_auth(token);
+        let request = if body.is_null() { request } else { request.json(&body) };
+        request.send().await.unwrap()
+    }
+
+    pub async fn personal_token(&self, user: &str, lifetime: u64) -> String {
+        let lifetime = Duration::from_secs(lifetime);
+        let new = NewPersonalToken::full("test", lifetime, "dormouse");
+        let issuer = ISSUER.parse().unwrap();
+        let user = user.parse().unwrap();
+        self.store.issue_personal_token(&issuer, &user, new, self.now()).await.unwrap()
+    }
+
+    /// As a gateway has it: keys fetched from the issuer.
+    pub async fn verifier(&self) -> Verifier {
+        let expected = Expected {
+            issuer: ISSUER.to_owned(),
+            audience: "dormouse".to_owned(),
+            leeway: Duration::from_secs(30),
+        };
+        let verifier = Verifier::new(expected, 16);
+        let keys = self.get("/.well-known/jwks.json").await.bytes().await.unwrap();
+        verifier.set_keys(KeySet::from_json(&keys).unwrap());
+        verifier
+    }
+
+    pub fn audit(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap()
+    }
+}
+
+pub fn start() -> Timestamp {
+    Timestamp::from_second(START).unwrap()
+}
+
+pub fn code_form(code: &str) -> [(&str, &str); 4] {
+    [
+        ("grant_type", "authorization_code"),
+        ("code", code),
+        ("redirect_uri", CALLBACK),
+        ("code_verifier", VERIFIER),
+    ]
+}
+
+pub fn challenge() -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(VERIFIER))
+}
+
+/// The gate's request, with some parameters replaced; an empty value takes one out.
+pub fn authorize_with(changes: &[(&str, &str)]) -> String {
+    let challenge = challenge();
+    let mut fields = BTreeMap::from([
+        ("client_id", GATE.0),
+        ("redirect_uri", CALLBACK),
+        ("response_type", "code"),
+        ("scope", "openid profile email groups"),
+        ("state", "state-1"),
+        ("nonce", "nonce-1"),
+        ("code_challenge", challenge.as_str()),
+        ("code_challenge_method", "S256"),
+    ]);
+    fields.extend(changes.iter().copied());
+    let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    format!("/authorize?{query}")
+}
+
+/// Keeps cookies, fills in the form, and stops at redirects.
+#[derive(Default)]
+pub struct Browser {
+    pub cookies: BTreeMap<String, String>,
+}
+
+impl Browser {
+    pub async fn send(&mut self, request: RequestBuilder) -> Response {
+        let cookies: Vec<String> =
+            self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let request = if cookies.is_empty() {
+            request
+        } else {
+            request.header(header::COOKIE, cookies.join("; "))
+        };
+        let response = request.send().await.unwrap();
+        for cookie in response.headers().get_all(header::SET_COOKIE) {
+            let text = cookie.to_str().unwrap();
+            assert!(text.contains("; Path=/; Secure; HttpOnly; SameSite=Lax"), "{text}");
+            let (name, value) = text.split(';').next().unwrap().split_once('=').unwrap();
+            assert!(name.starts_with("__Host-dormouse-"), "{name}");
+            if text.contains("Max-Age=0") {
+                self.cookies.remove(name);
+            } else {
+                self.cookies.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        response
+    }
+
+    pub async fn open(&mut self, server: &Server, path: &str) -> Response {
+        self.send(server.request(Method::GET, path)).await
+    }
+
+    pub async fn submit(
+        &mut self,
+        server: &Server,
+        ticket: &str,
+        name: &str,
+        password: &str,
+    ) -> Response {
+        let form = [("ticket", ticket), ("name", name), ("password", password)];
+        let request = server.request(Method::POST, "/sign-in").header(header::ORIGIN, ISSUER);
+        self.send(request.form(&form)).await
+    }
+
+    /// Opens the request and signs in if asked; returns where the browser is sent.
+    pub async fn sign_in(&mut self, server: &Server, path: &str, name: &str) -> String {
+        let response = self.open(server, path).await;
+        if response.status() == StatusCode::SEE_OTHER {
+            return location(&response);
+        }
+        let ticket = ticket(&response.text().await.unwrap());
+        location(&self.submit(server, &ticket, name, PASSWORD).await)
+    }
+
+    /// A fresh code for the gate.
+    pub async fn code(&mut self, server: &Server) -> String {
+        let to = self.sign_in(server, &authorize_with(&[]), "alice").await;
+        query(&to)["code"].clone()
+    }
+}
+
+pub fn location(response: &Response) -> String {
+    assert_eq!(response.status(), StatusCode::SEE_OTHER);
+    response.headers()[header::LOCATION].to_str().unwrap().to_owned()
+}
+
+pub fn query(uri: &str) -> BTreeMap<String, String> {
+    url::Url::parse(uri).unwrap().query_pairs().into_owned().collect()
+}
+
+pub fn ticket(page: &str) -> String {
+    let (_, rest) = page.split_once("name=\"ticket\" value=\"").expect("the page has a form");
+    rest.split('"').next().unwrap().to_owned()
+}
+
+/// The claims of a token that has been verified elsewhere, or needs no verification here.
+pub fn claims(token: &str) -> Value {
+    let payload = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
+}
+
+pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_else(|| panic!("{name} in {value}"))
+}
+
+/// The peer of a connection is always loopback here; this is who a proxy says it is.
+pub fn from(request: RequestBuilder, address: &str) -> RequestBuilder {
+    let _: std::net::IpAddr = address.parse().unwrap();
+    request.header("x-forwarded-for", address)
+}
