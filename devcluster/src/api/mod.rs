@@ -25,6 +25,8 @@ mod status;
 mod store;
 mod strategic;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

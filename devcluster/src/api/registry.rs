@@ -76,10 +76,6 @@ pub fn group_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
-pub fn split_api_version(api_version: &str) -> (&str, &str) {
-    api_version.split_once('/').unwrap_or(("", api_version))
-}
-
 pub fn store_key(group: &str, plural: &str) -> Arc<str> {
     format!("{group}/{plural}").into()
 }
@@ -97,15 +93,6 @@ impl Registry {
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.resources.values()
-    }
-
-    /// All types that live in a namespace, each once however many versions it has.
-    pub fn namespaced_store_keys(&self) -> Vec<Arc<str>> {
-        let mut keys: Vec<_> =
-            self.iter().filter(|r| r.namespaced).map(|r| r.store_key.clone()).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys
     }
 
     /// Versions of a group in the order clients should prefer them.

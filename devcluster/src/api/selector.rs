@@ -51,14 +51,6 @@ impl Selector {
             Requirement::Missing(key) => get(key).is_none(),
         })
     }
-
-    /// The name that a `metadata.name=` field selector asks for, if it does.
-    pub fn single_name(&self) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|(path, _, equal)| path == "metadata.name" && *equal)
-            .map(|(_, name, _)| name.as_str())
-    }
 }
 
 /// The text of a scalar at a dotted path; `None` when absent.

@@ -273,10 +273,6 @@ impl ApiError {
         Self::new(500, "InternalError", format!("Internal error occurred: {}", message.into()))
     }
 
-    pub fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(503, "ServiceUnavailable", message)
-    }
-
     pub fn to_status(&self) -> Value {
         let mut status = json!({
             "kind": "Status",

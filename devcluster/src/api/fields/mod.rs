@@ -5,5 +5,4 @@ mod managers;
 mod set;
 mod typed;
 
-pub use managers::{Actor, Managers, Operation, apply, track_update};
-pub use set::{Element, FieldSet};
+pub use managers::{Actor, Operation, apply, track_update};

@@ -127,7 +127,7 @@ pub fn validate(
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
     let mut errors = metadata_errors(resource, object, old);
-    let found = schema::validate(&resource.schema, object);
+    let found = schema::validate(&resource.schema, object, old);
     if resource.custom {
         // Rules look at values that have the right types.
         let typed = found.is_empty();

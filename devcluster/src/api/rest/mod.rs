@@ -42,6 +42,7 @@ pub struct App {
 
 pub use create::bootstrap;
 pub use kubelet::Kubelets;
+pub use scale::selector_text;
 pub use respond::{error, in_version, json_response, metadata_only};
 
 impl App {

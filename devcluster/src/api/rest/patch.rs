@@ -151,7 +151,7 @@ async fn apply(
     }
     finish::conform(&call, &mut config)?;
     let warnings = finish::prune(&call.resource, &call.options, &mut config)?;
-    let mut respond_with = |stored: &Value, status| {
+    let respond_with = |stored: &Value, status| {
         let mut response = respond::object(&call.resource, call.shape, status, stored, "");
         respond::warn(&mut response, &warnings);
         response

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use defaulting::apply_defaults;
-pub use parse::{ParseError, parse};
+pub use parse::parse;
 pub use prune::prune;
 pub use validate::validate;
 
@@ -44,7 +44,6 @@ pub enum ListKind {
 #[derive(Debug, Default)]
 pub struct Schema {
     pub kind: Option<Type>,
-    pub description: Option<String>,
     pub nullable: bool,
     pub int_or_string: bool,
     /// A Kubernetes quantity: numbers are accepted and kept as strings.
@@ -92,7 +91,7 @@ pub struct Checks {
 }
 
 /// One CEL rule of `x-kubernetes-validations`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub struct Rule {
     pub rule: String,
     pub message: Option<String>,
@@ -100,6 +99,7 @@ pub struct Rule {
     pub reason: Option<String>,
     pub field_path: Option<String>,
     pub optional_old_self: bool,
+    pub compiled: super::cel::Compiled,
 }
 
 impl Schema {

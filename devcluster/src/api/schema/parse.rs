@@ -57,6 +57,10 @@ impl Parser<'_> {
         let mut schema = self.node(json, "")?;
         self.open.pop();
         schema.name = Some(name.to_owned());
+        // Types whose content is free (FieldsV1, RawExtension) are objects without properties.
+        if schema.kind == Some(Type::Object) && schema.is_empty_map() {
+            schema.preserve_unknown = true;
+        }
         if name.ends_with(".Quantity") {
             schema.quantity = true;
         }
@@ -82,7 +86,6 @@ impl Parser<'_> {
         };
         let mut schema = Schema {
             kind: kind(map, path)?,
-            description: text(map, "description"),
             nullable: flag(map, "nullable") || type_list_has_null(map),
             int_or_string: flag(map, "x-kubernetes-int-or-string"),
             preserve_unknown: flag(map, "x-kubernetes-preserve-unknown-fields"),
@@ -251,6 +254,10 @@ fn rules(map: &Map<String, Value>) -> Vec<Rule> {
     list.iter()
         .filter_map(Value::as_object)
         .map(|rule| Rule {
+            compiled: crate::api::cel::Compiled::new(
+                rule.get("rule").and_then(Value::as_str).unwrap_or(""),
+                rule.get("messageExpression").and_then(Value::as_str),
+            ),
             rule: text(rule, "rule").unwrap_or_default(),
             message: text(rule, "message"),
             message_expression: text(rule, "messageExpression"),

@@ -7,15 +7,17 @@ use crate::api::status::{FieldError, FieldErrorKind, short};
 
 const MOST_ERRORS: usize = 100;
 
-/// Every way in which `value` breaks `schema`. CEL rules are not part of this.
-pub fn validate(schema: &Schema, value: &Value) -> Vec<FieldError> {
+/// Every way in which `value` breaks `schema`, but for parts that are as they were in
+/// `old`: a schema that grew stricter does not stop changes elsewhere. CEL rules are not
+/// part of this.
+pub fn validate(schema: &Schema, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    walk(schema, value, "", &mut errors);
+    walk(schema, value, old, "", &mut errors);
     errors
 }
 
-fn walk(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if errors.len() >= MOST_ERRORS {
+fn walk(schema: &Schema, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+    if old == Some(value) || errors.len() >= MOST_ERRORS {
         return;
     }
     if value.is_null() {
@@ -56,14 +58,14 @@ fn walk(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError>
                     } else {
                         format!("{path}[{name}]")
                     };
-                    walk(field, child, &child_path, errors);
+                    walk(field, child, old.and_then(|old| old.get(name)), &child_path, errors);
                 }
             }
         }
         Value::Array(items) => {
             if let Some(schema) = &schema.items {
                 for (i, item) in items.iter().enumerate() {
-                    walk(schema, item, &format!("{path}[{i}]"), errors);
+                    walk(schema, item, None, &format!("{path}[{i}]"), errors);
                 }
             }
             duplicates(schema, items, path, errors);
@@ -232,11 +234,11 @@ fn check(checks: &Checks, value: &Value, path: &str, errors: &mut Vec<FieldError
 fn combine(checks: &Checks, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let passes = |schema: &Schema| {
         let mut problems = Vec::new();
-        walk(schema, value, path, &mut problems);
+        walk(schema, value, None, path, &mut problems);
         problems.is_empty()
     };
     for schema in &checks.all_of {
-        walk(schema, value, path, errors);
+        walk(schema, value, None, path, errors);
     }
     let mut invalid = |why: &str| {
         errors.push(FieldError::new(
@@ -310,7 +312,7 @@ mod tests {
     use serde_json::json;
 
     fn messages(schema: Value, value: Value) -> Vec<String> {
-        validate(&parse(&schema).unwrap(), &value).iter().map(ToString::to_string).collect()
+        validate(&parse(&schema).unwrap(), &value, None).iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod builtin;
 mod human;
 pub mod jsonpath;
+mod pods;
+mod rows;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
