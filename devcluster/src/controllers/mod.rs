@@ -10,6 +10,7 @@ mod deployment;
 mod endpointslice;
 mod events;
 mod gc;
+mod job;
 mod names;
 mod namespace;
 mod node;
@@ -55,6 +56,10 @@ impl Error {
         }
     }
 
+    fn is_not_found(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 404)
+    }
+
     /// Somebody else changed the object, or it is gone: the next look sees how it is now.
     fn is_conflict(&self) -> bool {
         self.status().is_some_and(|status| status.code == 409 || status.code == 404)
@@ -78,6 +83,7 @@ pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), Erro
     controllers.push(Box::pin(volume::start(cluster.clone(), shutdown.clone())));
     controllers.push(Box::pin(volume::start_protection(cluster.clone(), shutdown.clone())));
 
+    controllers.push(Box::pin(job::start(cluster.clone(), shutdown.clone())));
     controllers.push(Box::pin(node::start(cluster.clone(), shutdown.clone())));
     let inventory = gc::Inventory::new(client);
     controllers.push(Box::pin(namespace::start(

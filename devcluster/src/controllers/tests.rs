@@ -16,7 +16,12 @@ use serde::de::DeserializeOwned;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until the object `name` is as `wanted`; returns it.
-async fn until<K>(api: &Api<K>, name: &str, what: &str, wanted: impl Fn(Option<&K>) -> bool) -> Option<K>
+async fn until<K>(
+    api: &Api<K>,
+    name: &str,
+    what: &str,
+    wanted: impl Fn(Option<&K>) -> bool,
+) -> Option<K>
 where
     K: kube::Resource + Clone + std::fmt::Debug + Serialize + DeserializeOwned + Send + 'static,
 {
@@ -24,7 +29,8 @@ where
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(found) => found.unwrap(),
         Err(_) => {
-            let held = api.get_opt(name).await.map(|held| held.map(|held| serde_json::to_string(&held)));
+            let held =
+                api.get_opt(name).await.map(|held| held.map(|held| serde_json::to_string(&held)));
             panic!("{name} never came to this: {what}; it is {held:?}")
         }
     }

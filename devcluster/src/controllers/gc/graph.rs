@@ -1,11 +1,14 @@
 //! Who owns whom: the metadata of all objects of all kinds, by uid.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 pub const FOREGROUND: &str = "foregroundDeletion";
 pub const ORPHAN: &str = "orphan";
+
+/// How many removed objects are remembered, so that a late answer cannot bring one back.
+const REMEMBERED_DELETIONS: usize = 4096;
 
 /// A kind of object, as the API serves it; versions of one kind are the same objects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +62,9 @@ impl Object {
 pub struct Graph {
     objects: HashMap<String, Object>,
     dependents: HashMap<String, HashSet<String>>,
+    deleted: VecDeque<String>,
+    /// Counts the lists that were compared with the graph.
+    pub lists: u64,
 }
 
 impl Graph {
@@ -120,6 +126,27 @@ impl Graph {
         }
         self.objects.insert(uid, object);
         look
+    }
+
+    /// Takes in an owner that was found by asking the API, so that its end will be noticed even if its
+    /// kind is not watched yet: the kind's first list will miss it. False: it was deleted since.
+    pub fn learn(&mut self, object: Object) -> bool {
+        if self.deleted.contains(&object.uid) {
+            return false;
+        }
+        if !self.objects.contains_key(&object.uid) {
+            self.observe(object);
+        }
+        true
+    }
+
+    /// Takes a deleted object out for good; returns the uids that must be looked at.
+    pub fn bury(&mut self, uid: &str) -> Vec<String> {
+        if self.deleted.len() == REMEMBERED_DELETIONS {
+            self.deleted.pop_front();
+        }
+        self.deleted.push_back(uid.to_owned());
+        self.remove(uid)
     }
 
     /// Takes an object out; returns the uids that must be looked at.

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::cluster::Cluster;
 use super::queue::{Again, Key, Queue, work};
-use graph::{FOREGROUND, Graph};
+use graph::Graph;
 pub use graph::{KindName, Object};
 pub use kinds::{Kinds, Served};
 use plan::{Owner, Step, deletion_step, ownership_step};
@@ -113,10 +113,12 @@ impl Inventory {
         self.look(look);
     }
 
-    fn remove(&self, uid: &str) {
+    /// Forgets an object; `deleted` says that it was deleted, and not only missing from a list.
+    fn remove(&self, uid: &str, deleted: bool) {
         let (gone, look) = {
             let mut graph = self.graph.lock();
-            (graph.get(uid).cloned(), graph.remove(uid))
+            let gone = graph.get(uid).cloned();
+            (gone, if deleted { graph.bury(uid) } else { graph.remove(uid) })
         };
         self.look(look);
         if let Some(gone) = gone {
@@ -142,7 +144,7 @@ impl Inventory {
         }
         // With the definition, all its objects are gone.
         let gone = self.graph.lock().of_kind(name);
-        gone.iter().for_each(|uid| self.remove(uid));
+        gone.iter().for_each(|uid| self.remove(uid, true));
         self.listed(name);
     }
 
@@ -175,11 +177,13 @@ impl Inventory {
                     }
                 }
                 Event::InitDone => {
-                    let known = self.graph.lock().of_kind(&name);
-                    known
-                        .iter()
-                        .filter(|uid| !relist.contains(*uid))
-                        .for_each(|uid| self.remove(uid));
+                    let known = {
+                        let mut graph = self.graph.lock();
+                        graph.lists += 1;
+                        graph.of_kind(&name)
+                    };
+                    let missing = known.iter().filter(|uid| !relist.contains(*uid));
+                    missing.for_each(|uid| self.remove(uid, false));
                     self.listed(&name);
                 }
                 Event::Apply(object) => {
@@ -188,7 +192,7 @@ impl Inventory {
                     }
                 }
                 Event::Delete(object) => {
-                    self.remove(object.metadata.uid.as_deref().unwrap_or_default())
+                    self.remove(object.metadata.uid.as_deref().unwrap_or_default(), true)
                 }
             }
         }
@@ -273,8 +277,10 @@ async fn resolve(
     object: &Object,
     owner: &OwnerReference,
 ) -> Result<Owner, Error> {
+    let state =
+        |known: &Object| if known.awaits_dependents() { Owner::Waiting } else { Owner::Present };
     if let Some(known) = inventory.graph.lock().get(&owner.uid) {
-        return Ok(if known.awaits_dependents() { Owner::Waiting } else { Owner::Present });
+        return Ok(state(known));
     }
     let served = match inventory.kinds.find(&owner.api_version, &owner.kind) {
         Some(served) => served,
@@ -285,20 +291,24 @@ async fn resolve(
         },
     };
     if served.namespaced && object.namespace.is_none() {
-        tracing::debug!(object = %object.name, "an object without namespace names an owner that has one; it is kept");
+        tracing::debug!(object = %object.name, "it has no namespace and names an owner that has one: kept");
         return Ok(Owner::Present);
     }
-    let live =
-        inventory.api(&served, object.namespace.as_deref()).get_metadata_opt(&owner.name).await?;
-    Ok(match live {
-        Some(live) if live.metadata.uid.as_deref() == Some(&owner.uid) => {
-            let finalizers = live.metadata.finalizers.unwrap_or_default();
-            let waiting = live.metadata.deletion_timestamp.is_some()
-                && finalizers.iter().any(|it| it == FOREGROUND);
-            if waiting { Owner::Waiting } else { Owner::Present }
+    let api = inventory.api(&served, object.namespace.as_deref());
+    loop {
+        let lists = inventory.graph.lock().lists;
+        let live = api.get_metadata_opt(&owner.name).await?;
+        let live = live.and_then(|live| Object::new(served.name(), live.metadata));
+        let Some(live) = live.filter(|live| live.uid == owner.uid) else {
+            return Ok(Owner::Absent);
+        };
+        let found = state(&live);
+        let mut graph = inventory.graph.lock();
+        // A list that was compared meanwhile may be newer than this answer.
+        if graph.lists == lists {
+            return Ok(if graph.learn(live) { found } else { Owner::Absent });
         }
-        _ => Owner::Absent,
-    })
+    }
 }
 
 async fn lookup(client: &Client, owner: &OwnerReference) -> Result<Option<Served>, Error> {
@@ -373,7 +383,7 @@ fn settled(
 ) -> Result<(), Error> {
     match result {
         Err(kube::Error::Api(status)) if status.is_not_found() => {
-            inventory.remove(&object.uid);
+            inventory.remove(&object.uid, true);
             Ok(())
         }
         other => other.map_err(Error::from),

@@ -42,7 +42,9 @@ impl TestCluster {
         let stop_server = CancellationToken::new();
         let server = serve(options, stop_server.clone()).await.unwrap();
         let file = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            .await
+            .unwrap();
         let client = Client::try_from(config).unwrap();
         Self { client, server, stop_server, controllers: None, node: None }
     }
@@ -142,7 +144,8 @@ async fn run_pods(client: Client, stop: CancellationToken) {
             let _ = api.delete(&name, &DeleteParams::default().grace_period(0)).await;
             continue;
         }
-        let fresh = pod.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending"));
+        let fresh =
+            pod.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending"));
         let hold = pod.annotations().contains_key("test/hold");
         if fresh && !hold {
             addresses += 1;
@@ -150,14 +153,16 @@ async fn run_pods(client: Client, stop: CancellationToken) {
                 "phase": "Running", "podIP": format!("127.77.0.{addresses}"),
                 "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": Timestamp::now()}],
             }});
-            let _ = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
+            let _ =
+                api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
         }
     }
 }
 
 /// Makes a volume for each claim that waits for one on this node.
 async fn provision(client: Client, stop: CancellationToken) {
-    let claims = watcher(Api::<PersistentVolumeClaim>::all(client.clone()), Config::default()).default_backoff();
+    let claims = watcher(Api::<PersistentVolumeClaim>::all(client.clone()), Config::default())
+        .default_backoff();
     let mut claims = claims.applied_objects().take_until(stop.cancelled_owned()).boxed();
     let volumes: Api<PersistentVolume> = Api::all(client);
     loop {
@@ -166,7 +171,8 @@ async fn provision(client: Client, stop: CancellationToken) {
             Err(_) => continue,
             Ok(None) => return,
         };
-        let wanted = claim.annotations().get("volume.kubernetes.io/storage-provisioner").map(String::as_str);
+        let wanted =
+            claim.annotations().get("volume.kubernetes.io/storage-provisioner").map(String::as_str);
         let bound = claim.spec.as_ref().is_some_and(|spec| spec.volume_name.is_some());
         if wanted != Some("dormouse.dev/local") || bound {
             continue;
@@ -182,6 +188,7 @@ async fn provision(client: Client, stop: CancellationToken) {
                              "name": claim.name_any(), "namespace": claim.namespace()},
             },
         });
-        let _ = volumes.create(&PostParams::default(), &serde_json::from_value(volume).unwrap()).await;
+        let _ =
+            volumes.create(&PostParams::default(), &serde_json::from_value(volume).unwrap()).await;
     }
 }

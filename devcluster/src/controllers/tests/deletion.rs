@@ -22,9 +22,13 @@ async fn define_widgets(cluster: &TestCluster) -> Api<DynamicObject> {
         },
     });
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    definitions.create(&PostParams::default(), &serde_json::from_value(definition).unwrap()).await.unwrap();
+    definitions
+        .create(&PostParams::default(), &serde_json::from_value(definition).unwrap())
+        .await
+        .unwrap();
     until(&definitions, "widgets.example.com", "established", |it| {
-        let conditions = it.and_then(|it| it.status.as_ref()?.conditions.clone()).unwrap_or_default();
+        let conditions =
+            it.and_then(|it| it.status.as_ref()?.conditions.clone()).unwrap_or_default();
         conditions.iter().any(|it| it.type_ == "Established" && it.status == "True")
     })
     .await;
@@ -32,7 +36,10 @@ async fn define_widgets(cluster: &TestCluster) -> Api<DynamicObject> {
 }
 
 fn widget_kind() -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("example.com", "v1", "Widget"), "widgets")
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("example.com", "v1", "Widget"),
+        "widgets",
+    )
 }
 
 async fn widget(api: &Api<DynamicObject>, name: &str) -> DynamicObject {
@@ -59,7 +66,8 @@ async fn a_deleted_deployment_takes_everything_along_however_it_is_deleted() {
             it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(2)
         })
         .await;
-        let set = cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.remove(0);
+        let set =
+            cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.remove(0);
         let pods = cluster.api::<Pod>().list(&ListParams::default()).await.unwrap();
         deployments.delete("echo", &params).await.unwrap();
         until_gone(&deployments, "echo").await;
@@ -70,14 +78,22 @@ async fn a_deleted_deployment_takes_everything_along_however_it_is_deleted() {
     }
     // Orphaned, the set and its pods stay, and a new deployment takes them over.
     let _: Deployment = cluster.create(deployment(1)).await;
-    until(&deployments, "echo", "available", |it| it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(1)).await;
-    let set = cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.remove(0);
+    until(&deployments, "echo", "available", |it| {
+        it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(1)
+    })
+    .await;
+    let set =
+        cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.remove(0);
     deployments.delete("echo", &DeleteParams::orphan()).await.unwrap();
     until_gone(&deployments, "echo").await;
     let orphan = cluster.api::<ReplicaSet>().get(&set.name_any()).await.unwrap();
     assert!(orphan.owner_references().is_empty());
     let new: Deployment = cluster.create(deployment(1)).await;
-    let adopted = |it: Option<&ReplicaSet>| it.is_some_and(|it| it.owner_references().iter().any(|owner| Some(&owner.uid) == new.metadata.uid.as_ref()));
+    let adopted = |it: Option<&ReplicaSet>| {
+        it.is_some_and(|it| {
+            it.owner_references().iter().any(|owner| Some(&owner.uid) == new.metadata.uid.as_ref())
+        })
+    };
     until(&cluster.api::<ReplicaSet>(), &set.name_any(), "adopted", adopted).await;
     cluster.stop().await;
 }
@@ -110,12 +126,18 @@ async fn deletions_go_on_after_a_restart_of_everything() {
     let widgets = define_widgets(&cluster).await;
     let _: Deployment = cluster.create(deployment(1)).await;
     let deployments: Api<Deployment> = cluster.api();
-    until(&deployments, "echo", "available", |it| it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(1)).await;
+    until(&deployments, "echo", "available", |it| {
+        it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(1)
+    })
+    .await;
     let owner = widget(&widgets, "w").await;
     owned(&cluster, "child", &owner).await;
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
-    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace).unwrap()).await.unwrap();
+    namespaces
+        .create(&PostParams::default(), &serde_json::from_value(namespace).unwrap())
+        .await
+        .unwrap();
     let inside: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "team");
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
     inside.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
@@ -126,7 +148,10 @@ async fn deletions_go_on_after_a_restart_of_everything() {
     deployments.delete("echo", &DeleteParams::foreground()).await.unwrap();
     widgets.delete("w", &DeleteParams::background()).await.unwrap();
     namespaces.delete("team", &DeleteParams::default()).await.unwrap();
-    assert!(deployments.get_opt("echo").await.unwrap().is_some() && namespaces.get_opt("team").await.unwrap().is_some());
+    assert!(
+        deployments.get_opt("echo").await.unwrap().is_some()
+            && namespaces.get_opt("team").await.unwrap().is_some()
+    );
     cluster.stop().await;
 
     let cluster = TestCluster::start(dir.path()).await;
@@ -144,12 +169,22 @@ async fn a_deleted_namespace_is_emptied_custom_objects_and_pods_included() {
     define_widgets(&cluster).await;
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
-    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace).unwrap()).await.unwrap();
-    let widgets: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "team", &widget_kind());
+    namespaces
+        .create(&PostParams::default(), &serde_json::from_value(namespace).unwrap())
+        .await
+        .unwrap();
+    let widgets: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), "team", &widget_kind());
     widget(&widgets, "w").await;
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), "team");
-    deployments.create(&PostParams::default(), &serde_json::from_value(deployment(2)).unwrap()).await.unwrap();
-    until(&deployments, "echo", "available", |it| it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(2)).await;
+    deployments
+        .create(&PostParams::default(), &serde_json::from_value(deployment(2)).unwrap())
+        .await
+        .unwrap();
+    until(&deployments, "echo", "available", |it| {
+        it.and_then(|it| it.status.as_ref()?.available_replicas) == Some(2)
+    })
+    .await;
     namespaces.delete("team", &DeleteParams::default()).await.unwrap();
     until_gone(&namespaces, "team").await;
     assert!(widgets.list(&ListParams::default()).await.unwrap().items.is_empty());

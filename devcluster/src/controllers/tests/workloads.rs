@@ -51,18 +51,25 @@ pub async fn add_class(cluster: &TestCluster) {
 
 fn available(deployment: Option<&Deployment>) -> Option<i32> {
     let status = deployment?.status.as_ref()?;
-    (status.observed_generation == deployment?.metadata.generation).then_some(status.available_replicas.unwrap_or(0))
+    (status.observed_generation == deployment?.metadata.generation)
+        .then_some(status.available_replicas.unwrap_or(0))
 }
 
 /// Waits until an event with this reason is there.
 async fn until_event(cluster: &TestCluster, reason: &str) -> Event {
     let events = watcher(cluster.api::<Event>(), Config::default());
-    let found = futures::StreamExt::filter_map(kube::runtime::WatchStreamExt::applied_objects(events), |event| {
-        let event = event.ok().filter(|event| event.reason.as_deref() == Some(reason));
-        std::future::ready(event)
-    });
+    let found = futures::StreamExt::filter_map(
+        kube::runtime::WatchStreamExt::applied_objects(events),
+        |event| {
+            let event = event.ok().filter(|event| event.reason.as_deref() == Some(reason));
+            std::future::ready(event)
+        },
+    );
     let next = async { futures::StreamExt::next(&mut std::pin::pin!(found)).await };
-    tokio::time::timeout(PATIENCE, next).await.unwrap_or_else(|_| panic!("no event {reason}")).unwrap()
+    tokio::time::timeout(PATIENCE, next)
+        .await
+        .unwrap_or_else(|_| panic!("no event {reason}"))
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +99,11 @@ async fn a_deployment_scales_and_rolls_and_its_service_follows() {
     let ready = |count: usize| {
         move |slice: Option<&EndpointSlice>| {
             let endpoints = slice.map(|slice| slice.endpoints.as_slice()).unwrap_or_default();
-            endpoints.iter().filter(|it| it.conditions.as_ref().unwrap().ready == Some(true)).count() == count
+            endpoints
+                .iter()
+                .filter(|it| it.conditions.as_ref().unwrap().ready == Some(true))
+                .count()
+                == count
         }
     };
     let slice = until(&cluster.api::<EndpointSlice>(), &slice, "1 ready", ready(1)).await.unwrap();
@@ -106,12 +117,15 @@ async fn a_deployment_scales_and_rolls_and_its_service_follows() {
     until(&deployments, "echo", "3 available", |it| available(it) == Some(3)).await;
     until(&cluster.api::<EndpointSlice>(), &slice.name_any(), "3 ready", ready(3)).await;
 
-    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "echo", "image": "two"}]}}}});
+    let image =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "echo", "image": "two"}]}}}});
     deployments.patch("echo", &PatchParams::default(), &Patch::Strategic(image)).await.unwrap();
     until(&deployments, "echo", "rolled out", |it| {
         let status = it.and_then(|it| it.status.as_ref());
         available(it) == Some(3)
-            && status.is_some_and(|status| status.updated_replicas == Some(3) && status.replicas == Some(3))
+            && status.is_some_and(|status| {
+                status.updated_replicas == Some(3) && status.replicas == Some(3)
+            })
     })
     .await;
     let rolled = deployments.get("echo").await.unwrap();
@@ -163,7 +177,8 @@ async fn a_statefulset_gets_its_volume_sleeps_and_wakes_on_the_same_one() {
     let failed = json!({"status": {"phase": "Failed"}});
     pods.patch_status("lab-0", &PatchParams::default(), &Patch::Merge(failed)).await.unwrap();
     let uid = again.uid();
-    until(&pods, "lab-0", "replaced", |pod| is_ready(pod) && pod.and_then(ResourceExt::uid) != uid).await;
+    until(&pods, "lab-0", "replaced", |pod| is_ready(pod) && pod.and_then(ResourceExt::uid) != uid)
+        .await;
 
     // The claim outlives the set; when it goes, its volume is released.
     sets.delete("lab", &Default::default()).await.unwrap();
@@ -189,8 +204,10 @@ async fn a_pod_without_a_node_says_why_and_is_bound_when_one_comes() {
         .await;
     let pods: Api<Pod> = cluster.api();
     let unschedulable = |pod: Option<&Pod>| {
-        let condition = pod.and_then(|pod| crate::controllers::pods::condition(pod, "PodScheduled"));
-        condition.is_some_and(|it| it.status == "False" && it.reason.as_deref() == Some("Unschedulable"))
+        let condition =
+            pod.and_then(|pod| crate::controllers::pods::condition(pod, "PodScheduled"));
+        condition
+            .is_some_and(|it| it.status == "False" && it.reason.as_deref() == Some("Unschedulable"))
     };
     until(&pods, "x", "unschedulable", unschedulable).await;
     until_event(&cluster, "FailedScheduling").await;
