@@ -11,7 +11,7 @@ pub const KNOWN: [&str; 6] = ["openid", "profile", "email", "groups", "offline_a
 
 /// What of `requested` is allowed, each once; what is unknown is left out, as OpenID Connect Core,
 /// section 3.1.2.1, asks for.
-pub fn allowed<'a>(requested: &'a str, allowed: impl Fn(&str) -> bool) -> Vec<&'a str> {
+pub fn allowed(requested: &str, allowed: impl Fn(&str) -> bool) -> Vec<&str> {
     let mut scopes = Vec::new();
     for scope in requested.split_ascii_whitespace() {
         if KNOWN.contains(&scope) && allowed(scope) && !scopes.contains(&scope) {

@@ -47,7 +47,8 @@ enum Prompt {
 /// What cannot be granted. Nothing is sent to an address that is not the client's own.
 pub(super) enum Refusal {
     Page(PageError),
-    Redirect(Response),
+    /// To the client, with the reason.
+    Redirect(String),
 }
 
 impl From<StoreError> for Refusal {
@@ -66,7 +67,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Page(error) => error.into_response(),
-            Self::Redirect(response) => response,
+            Self::Redirect(location) => see_other(&location),
         }
     }
 }
@@ -234,21 +235,21 @@ impl AuthorizationRequest {
     }
 }
 
-/// An error response by redirect (RFC 6749, section 4.1.2.1).
+/// The address of an error response (RFC 6749, section 4.1.2.1).
 fn refusal(
     app: &Server,
     redirect_uri: &str,
     state: Option<&str>,
     error: &str,
     description: &str,
-) -> Response {
+) -> String {
     let fields = [
         ("error", Some(error)),
         ("error_description", Some(description)),
         ("state", state),
         ("iss", Some(app.issuer.as_str())),
     ];
-    see_other(&with_query(redirect_uri, &fields))
+    with_query(redirect_uri, &fields)
 }
 
 /// Keeps what the URI has already, character by character.
