@@ -2,6 +2,7 @@
 
 use devcluster::api::{ApiOptions, ApiServer, serve};
 use devcluster::node::{self, NodeOptions};
+use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -32,6 +33,12 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
+        let mut cluster = Self::without_node().await;
+        cluster.start_node().await;
+        cluster
+    }
+
+    pub async fn without_node() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
@@ -52,21 +59,19 @@ impl Cluster {
             .await
             .unwrap();
         let data = dir.path().join("node");
-        let mut cluster =
-            Self { client, data, config, node: None, api: Some((api, shutdown)), _dir: dir };
-        cluster.start_node().await;
-        cluster
+        Self { client, data, config, node: None, api: Some((api, shutdown)), _dir: dir }
     }
 
     pub async fn start_node(&mut self) {
-        let shim = vec![env!("CARGO_BIN_EXE_pod-shim").into()];
-        let mut options = NodeOptions::new(NODE, self.data.clone(), shim, &self.config);
-        options.trust_local_peers = false;
-        options.env = vec![("FROM_NODE".to_owned(), "yes".to_owned())];
+        let options = options(self.data.clone(), &self.config);
         let shutdown = CancellationToken::new();
         let (client, token) = (self.client.clone(), shutdown.clone());
         let task = tokio::spawn(async move { node::run(client, options, token).await.unwrap() });
         self.node = Some((task, shutdown));
+        self.until_node_is_ready().await;
+    }
+
+    pub async fn until_node_is_ready(&self) {
         let ready = |node: Option<&Node>| {
             let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
             conditions
@@ -84,10 +89,16 @@ impl Cluster {
     }
 
     pub async fn stop(mut self) {
-        self.stop_node().await;
+        if self.node.is_some() {
+            self.stop_node().await;
+        }
         let (api, shutdown) = self.api.take().unwrap();
         shutdown.cancel();
         tokio::time::timeout(PATIENCE, api.ended()).await.unwrap();
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        self.api.as_ref().unwrap().0.kubeconfig()
     }
 
     pub fn pods(&self) -> Api<Pod> {
@@ -145,6 +156,20 @@ impl Cluster {
         self.pods().logs(name, &params).await.unwrap()
     }
 
+    /// The first `lines` of a log that is being written.
+    pub async fn follow(&self, name: &str, params: LogParams, lines: usize) -> String {
+        let read = async {
+            let mut log = self.pods().log_stream(name, &params).await.unwrap().lines();
+            let mut text = String::new();
+            for _ in 0..lines {
+                text.push_str(&log.try_next().await.unwrap().expect("the log ends early"));
+                text.push('\n');
+            }
+            text
+        };
+        tokio::time::timeout(PATIENCE, read).await.unwrap()
+    }
+
     /// Reasons of the pod's events, once `reason` is among them.
     pub async fn until_event(&self, name: &str, reason: &str) -> Vec<Event> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), "default");
@@ -162,6 +187,19 @@ impl Cluster {
             .await
             .unwrap_or_else(|_| panic!("{name} has no event {reason}"))
     }
+}
+
+pub fn options(data: PathBuf, config: &kube::Config) -> NodeOptions {
+    let mut options =
+        NodeOptions::new(NODE, data, vec![env!("CARGO_BIN_EXE_pod-shim").into()], config);
+    options.trust_local_peers = false;
+    options.env = vec![("FROM_NODE".to_owned(), "yes".to_owned())];
+    options
+}
+
+pub async fn config(kubeconfig: &Path) -> kube::Config {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
 }
 
 pub fn is_ready(pod: &Value) -> bool {

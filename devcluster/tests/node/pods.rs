@@ -68,9 +68,9 @@ async fn a_pod_runs_from_its_init_container_to_its_deletion() {
     let uid = created.metadata.uid.unwrap();
     let work = cluster.data.canonicalize().unwrap().join("pods").join(&uid).join("volumes/work");
     let work = work.display();
-    let log = cluster
-        .logs("full", LogParams { container: Some("main".to_owned()), ..LogParams::default() })
-        .await;
+    let follow =
+        LogParams { container: Some("main".to_owned()), follow: true, ..LogParams::default() };
+    let log = cluster.follow("full", follow, 5).await;
     assert_eq!(
         log,
         format!(

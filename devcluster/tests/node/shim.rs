@@ -263,6 +263,16 @@ fn the_container_sees_only_its_environment_and_no_foreign_descriptor() {
 }
 
 #[test]
+fn no_signal_is_blocked_in_the_container() {
+    let mut shim = Shim::spawn(tempfile::tempdir().unwrap(), Stdio::piped());
+    let argv = ["/bin/grep", "SigBlk", "/proc/self/status"].map(str::to_owned).to_vec();
+    shim.send(&Request::Start(Command { argv, env: BTreeMap::new(), cwd: "/".to_owned() }));
+    let mut output = String::new();
+    shim.child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "SigBlk:\t0000000000000000\n");
+}
+
+#[test]
 fn a_shim_without_a_node_says_whose_tool_it_is() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_pod-shim"))
         .stdin(Stdio::null())

@@ -21,8 +21,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How soon a container whose configuration is not there is tried again.
-const CONFIG_RETRY: Duration = Duration::from_secs(3);
+/// How soon a container whose configuration is not there is tried again: soon at first, for it is often on its way.
+const FIRST_CONFIG_RETRY: Duration = Duration::from_millis(500);
+const LAST_CONFIG_RETRY: Duration = Duration::from_secs(8);
 /// The least time a process gets between SIGTERM and SIGKILL, as a kubelet gives it.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// Past the grace: how long until a container is given up that does not even die of SIGKILL.
@@ -133,6 +134,7 @@ impl Runner {
 
     /// One run, from its configuration to its end.
     async fn attempt(&mut self) -> Attempt {
+        let mut retry = FIRST_CONFIG_RETRY;
         let plan = loop {
             match self.plan().await {
                 Ok(plan) => break plan,
@@ -141,7 +143,8 @@ impl Runner {
                     self.pod.update_record(self.slot, |record| {
                         record.state = State::waiting("CreateContainerConfigError", Some(message));
                     });
-                    self.sleep(CONFIG_RETRY).await;
+                    self.sleep(retry).await;
+                    retry = (retry * 2).min(LAST_CONFIG_RETRY);
                 }
                 Err(NotReady::Start(message)) => return Attempt::Ended(self.start_error(message)),
             }

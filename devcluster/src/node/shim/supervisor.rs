@@ -376,9 +376,11 @@ impl Shim {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr);
-        // SAFETY: both calls are async-signal-safe system calls and touch no memory.
+        // SAFETY: all three calls are async-signal-safe system calls and touch no memory.
         unsafe {
             command.pre_exec(|| {
+                // What the shim blocks for itself would stay blocked.
+                SigSet::empty().thread_set_mask()?;
                 nix::unistd::setsid()?;
                 // Should the shim itself be killed, its children at least go with it at once.
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
