@@ -26,8 +26,10 @@ static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     Arc::new(env)
 });
 
-static TIMESTAMP: LazyLock<Option<Program>> = LazyLock::new(|| ENVIRONMENT.compile("timestamp(text)").ok());
-static DURATION: LazyLock<Option<Program>> = LazyLock::new(|| ENVIRONMENT.compile("duration(text)").ok());
+static TIMESTAMP: LazyLock<Option<Program>> =
+    LazyLock::new(|| ENVIRONMENT.compile("timestamp(text)").ok());
+static DURATION: LazyLock<Option<Program>> =
+    LazyLock::new(|| ENVIRONMENT.compile("duration(text)").ok());
 
 /// A rule's expressions, compiled.
 #[derive(Debug)]
@@ -67,7 +69,11 @@ fn check_node(schema: &Schema, path: &str, errors: &mut Vec<FieldError>) {
     for (i, rule) in schema.rules.iter().enumerate() {
         let at = format!("{path}.x-kubernetes-validations[{i}]");
         if let Err(why) = &rule.compiled.rule {
-            errors.push(FieldError::invalid(format!("{at}.rule"), &Value::from(rule.rule.as_str()), format!("compilation failed: {why}")));
+            errors.push(FieldError::invalid(
+                format!("{at}.rule"),
+                &Value::from(rule.rule.as_str()),
+                format!("compilation failed: {why}"),
+            ));
         }
         if rule.message_expression.is_some() && rule.compiled.message.is_none() {
             errors.push(FieldError::invalid(
@@ -95,7 +101,13 @@ pub fn validate(schema: &Schema, object: &Value, old: Option<&Value>) -> Vec<Fie
     errors
 }
 
-fn walk(schema: &Schema, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+fn walk(
+    schema: &Schema,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     if old == Some(value) || value.is_null() || errors.len() >= MOST_ERRORS {
         return;
     }
@@ -133,7 +145,13 @@ fn counterpart<'v>(schema: &Schema, item: &Value, old: Option<&'v Value>) -> Opt
     old?.as_array()?.iter().find(|before| keys.iter().all(|key| before.get(key) == item.get(key)))
 }
 
-fn run(rule: &Rule, schema: &Schema, value: &Value, old: Option<&Value>, path: &str) -> Option<FieldError> {
+fn run(
+    rule: &Rule,
+    schema: &Schema,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+) -> Option<FieldError> {
     let compiled = &rule.compiled;
     let Ok(program) = &compiled.rule else { return None };
     let mut context = Context::with_env(ENVIRONMENT.clone());
@@ -154,14 +172,20 @@ fn run(rule: &Rule, schema: &Schema, value: &Value, old: Option<&Value>, path: &
         Err(error) => format!("rule evaluation error: {error}: {}", rule.rule),
     };
     let field = match &rule.field_path {
-        Some(below) => format!("{path}{}", if path.is_empty() { below.trim_start_matches('.') } else { below }),
+        Some(below) => {
+            format!("{path}{}", if path.is_empty() { below.trim_start_matches('.') } else { below })
+        }
         None => path.to_owned(),
     };
     Some(match rule.reason.as_deref() {
         Some("FieldValueForbidden") => FieldError::forbidden(field, failure),
         Some("FieldValueRequired") => FieldError::new(field, FieldErrorKind::Required, failure),
-        Some("FieldValueDuplicate") => FieldError::new(field, FieldErrorKind::Duplicate, short(value)),
-        _ => FieldError::new(field, FieldErrorKind::Invalid, format!("{}: {failure}", short(value))),
+        Some("FieldValueDuplicate") => {
+            FieldError::new(field, FieldErrorKind::Duplicate, short(value))
+        }
+        _ => {
+            FieldError::new(field, FieldErrorKind::Invalid, format!("{}: {failure}", short(value)))
+        }
     })
 }
 
@@ -190,7 +214,10 @@ fn convert(schema: Option<&Schema>, value: &Value) -> Cel {
                 Some(whole) if !float => Cel::Int(whole),
                 _ => match number.as_f64() {
                     #[allow(clippy::cast_possible_truncation)] // It has no fraction.
-                    Some(n) if schema.and_then(|s| s.kind) == Some(Type::Integer) && n.fract() == 0.0 => {
+                    Some(n)
+                        if schema.and_then(|s| s.kind) == Some(Type::Integer)
+                            && n.fract() == 0.0 =>
+                    {
                         Cel::Int(n as i64)
                     }
                     other => Cel::Float(other.unwrap_or(0.0)),
@@ -198,7 +225,9 @@ fn convert(schema: Option<&Schema>, value: &Value) -> Cel {
             }
         }
         Value::String(text) => {
-            let format = schema.and_then(|schema| schema.checks.as_ref()).and_then(|checks| checks.format.as_deref());
+            let format = schema
+                .and_then(|schema| schema.checks.as_ref())
+                .and_then(|checks| checks.format.as_deref());
             match format {
                 Some("date-time") => through(&TIMESTAMP, text),
                 Some("date") => through(&TIMESTAMP, &format!("{text}T00:00:00Z")),
@@ -234,8 +263,25 @@ fn through(program: &Option<Program>, text: &str) -> Cel {
 /// Property names that are not identifiers (Kubernetes' rules for CEL).
 fn escape(name: &str) -> String {
     const RESERVED: [&str; 19] = [
-        "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if",
-        "import", "let", "loop", "package", "namespace", "return", "var",
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
     ];
     if RESERVED.contains(&name) {
         return format!("__{name}__");
@@ -269,7 +315,10 @@ mod tests {
         let schema = schema(json!([{"rule": rule}]));
         assert!(check_rules(&schema, "").is_empty(), "{rule}");
         let old = old.map(|old| json!({ "spec": old }));
-        validate(&schema, &json!({ "spec": spec }), old.as_ref()).iter().map(ToString::to_string).collect()
+        validate(&schema, &json!({ "spec": spec }), old.as_ref())
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     fn holds(rule: &str, spec: Value) -> bool {
@@ -282,17 +331,32 @@ mod tests {
         assert!(holds("self.min <= self.max", json!({"min": 1, "max": 2})));
         assert!(!holds("self.min <= self.max", json!({"min": 3, "max": 2})));
         assert!(holds("size(self.name) == 3 && self.name.size() == 3", json!({"name": "abc"})));
-        assert!(holds("self.name.matches('^[a-z]+$') && self.name.startsWith('a')", json!({"name": "abc"})));
-        assert!(holds("self.name.endsWith('c') && self.name.contains('b')", json!({"name": "abc"})));
+        assert!(holds(
+            "self.name.matches('^[a-z]+$') && self.name.startsWith('a')",
+            json!({"name": "abc"})
+        ));
+        assert!(holds(
+            "self.name.endsWith('c') && self.name.contains('b')",
+            json!({"name": "abc"})
+        ));
         assert!(holds("self.my__dash__list.all(x, x != '')", json!({"my-list": ["a"]})));
         assert!(!holds("self.my__dash__list.exists(x, x == 'b')", json!({"my-list": ["a"]})));
-        assert!(holds("'a' in self.labels && self.labels['a'] == 'b'", json!({"labels": {"a": "b"}})));
+        assert!(holds(
+            "'a' in self.labels && self.labels['a'] == 'b'",
+            json!({"labels": {"a": "b"}})
+        ));
         assert!(holds("self.ratio < 2.0", json!({"ratio": 1})));
-        assert!(holds("self.at > timestamp('2020-01-01T00:00:00Z')", json!({"at": "2021-01-01T00:00:00Z"})));
+        assert!(holds(
+            "self.at > timestamp('2020-01-01T00:00:00Z')",
+            json!({"at": "2021-01-01T00:00:00Z"})
+        ));
         assert!(holds("self.name.lowerAscii() == 'abc'", json!({"name": "ABC"})));
         assert!(holds("self.min in [1, 2] ? true : false", json!({"min": 2})));
         assert!(holds("[has(self.min), has(self.max)].exists_one(x, x)", json!({"min": 2})));
-        assert!(holds("self.my__dash__list.filter(x, x == 'a').size() == 1", json!({"my-list": ["a", "b"]})));
+        assert!(holds(
+            "self.my__dash__list.filter(x, x == 'a').size() == 1",
+            json!({"my-list": ["a", "b"]})
+        ));
     }
 
     #[test]
@@ -318,7 +382,9 @@ mod tests {
             validate(&schema, &json!({"spec": {"min": 3}}), None)[0].to_string()
         };
         assert_eq!(
-            failed(json!({"rule": "false", "message": "no", "fieldPath": ".min", "reason": "FieldValueForbidden"})),
+            failed(
+                json!({"rule": "false", "message": "no", "fieldPath": ".min", "reason": "FieldValueForbidden"})
+            ),
             "spec.min: Forbidden: no"
         );
         assert_eq!(

@@ -16,6 +16,7 @@ mod identity;
 mod meta;
 mod names;
 mod openapi;
+mod protobuf;
 mod registry;
 mod rest;
 mod schema;

@@ -263,13 +263,23 @@ fn take_out(
     if gone.here && kept.is_none() {
         return true;
     }
-    // A field that somebody owns as a whole stays whole.
-    if kept.is_some_and(|kept| kept.here && kept.children.is_empty()) {
+    // A field that somebody owns as a whole stays whole; owning an empty map or list says
+    // nothing about what others put into it.
+    if kept.is_some_and(|kept| kept.here && kept.children.is_empty()) && !is_granular(schema, value)
+    {
         return false;
     }
     let had_content = !is_hollow(value);
     remove(schema, value, gone, kept.unwrap_or(nothing));
     had_content && is_hollow(value) && kept.is_none()
+}
+
+fn is_granular(schema: Typed<'_>, value: &Value) -> bool {
+    match value {
+        Value::Object(_) => is_granular_map(schema),
+        Value::Array(list) => elements(schema, list).is_some(),
+        _ => false,
+    }
 }
 
 fn is_hollow(value: &Value) -> bool {

@@ -34,7 +34,11 @@ impl Kubelets {
     }
 
     /// `pods/NAME/log`: streams what the node answers.
-    pub(super) async fn log(&self, app: &Arc<App>, call: &Call) -> Result<Response<Body>, ApiError> {
+    pub(super) async fn log(
+        &self,
+        app: &Arc<App>,
+        call: &Call,
+    ) -> Result<Response<Body>, ApiError> {
         let (namespace, name) = (call.target.namespace.as_str(), call.name());
         let pod = app.store.get("/pods", namespace, name).ok_or_else(|| call.not_found())?;
         let container = container_of(&pod, name, call.options.raw("container"))?;

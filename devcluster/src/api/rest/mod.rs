@@ -22,6 +22,7 @@ use http_body_util::BodyExt as _;
 use parking_lot::RwLock;
 use serde_json::Value;
 
+use super::protobuf;
 use super::registry::{Registry, Resource};
 use super::status::ApiError;
 use super::store::Store;
@@ -42,8 +43,8 @@ pub struct App {
 
 pub use create::bootstrap;
 pub use kubelet::Kubelets;
-pub use scale::selector_text;
 pub use respond::{error, in_version, json_response, metadata_only};
+pub use scale::selector_text;
 
 impl App {
     pub fn new(
@@ -198,16 +199,24 @@ async fn read_body(body: Body) -> Result<bytes::Bytes, ApiError> {
     }
 }
 
-/// Reads a JSON or YAML object.
+/// Reads a JSON, YAML or protobuf object.
 async fn read_object(parts: &http::request::Parts, body: Body) -> Result<Value, ApiError> {
     let kind = content_type(parts);
-    let yaml = kind.contains("yaml");
-    if !(yaml || kind.is_empty() || kind == "application/json") {
+    if !matches!(
+        kind,
+        "" | "application/json" | "application/yaml" | "application/x-yaml" | protobuf::MEDIA_TYPE
+    ) {
         return Err(ApiError::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {kind})"
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {kind})"
         )));
     }
-    parse_object(&read_body(body).await?)
+    let bytes = read_body(body).await?;
+    if kind == protobuf::MEDIA_TYPE {
+        return protobuf::decode(&bytes).map_err(|why| {
+            ApiError::unsupported_media_type(format!("cannot read the protobuf body: {why}"))
+        });
+    }
+    parse_object(&bytes)
 }
 
 fn content_type(parts: &http::request::Parts) -> &str {
@@ -240,6 +249,13 @@ async fn delete_options(
     body: Body,
 ) -> Result<delete::DeleteOptions, ApiError> {
     let bytes = read_body(body).await?;
-    let value = if bytes.is_empty() { Value::Null } else { parse_object(&bytes)? };
+    let value = if bytes.is_empty() {
+        Value::Null
+    } else if content_type(parts) == protobuf::MEDIA_TYPE {
+        protobuf::decode(&bytes)
+            .map_err(|why| ApiError::bad_request(format!("cannot read the protobuf body: {why}")))?
+    } else {
+        parse_object(&bytes)?
+    };
     delete::DeleteOptions::parse(&value, parts)
 }

@@ -73,6 +73,10 @@ const ATOMIC_FIELDS: &[(&str, &str)] = &[
     ("core.v1.ReplicationControllerSpec", "selector"),
 ];
 
+/// Keys of lists that have a default, without which items could not be told apart.
+const KEY_DEFAULTS: &[(&str, &str, &str)] =
+    &[("core.v1.ContainerPort", "protocol", "TCP"), ("core.v1.ServicePort", "protocol", "TCP")];
+
 /// Puts the merge rules of the definition `name` on its parsed schema.
 pub fn mark(name: &str, schema: &mut Schema) {
     if ATOMIC_MAPS.iter().any(|known| name.ends_with(known)) {
@@ -90,6 +94,13 @@ pub fn mark(name: &str, schema: &mut Schema) {
                 node.list = ListKind::Map(keys.iter().map(|key| (*key).to_owned()).collect());
                 node.merge_key = keys.first().map(|key| (*key).to_owned());
             }
+        }
+    }
+    for (definition, field, default) in KEY_DEFAULTS {
+        if name.ends_with(definition)
+            && let Some(node) = schema.properties.get_mut(*field).and_then(Arc::get_mut)
+        {
+            node.default = Some((*default).into());
         }
     }
     for (definition, field) in ATOMIC_FIELDS {

@@ -136,7 +136,9 @@ pub fn columns(resource: &Resource) -> &'static [Spec] {
             ("AllowVolumeExpansion", "boolean", 0),
             ("Age", "string", 0),
         ],
-        ("networking.k8s.io", "networkpolicies") => &[("Pod-Selector", "string", 0), ("Age", "string", 0)],
+        ("networking.k8s.io", "networkpolicies") => {
+            &[("Pod-Selector", "string", 0), ("Age", "string", 0)]
+        }
         ("policy", "poddisruptionbudgets") => &[
             ("Min Available", "string", 0),
             ("Max Unavailable", "string", 0),
@@ -284,7 +286,9 @@ pub fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> 
             vec![of(&status["readyReplicas"], &spec["replicas"]), age, names, images]
         }
         ("apps", "controllerrevisions") => {
-            let owner = list(&object["metadata"]["ownerReferences"]).iter().find(|o| o["controller"] == true);
+            let owner = list(&object["metadata"]["ownerReferences"])
+                .iter()
+                .find(|o| o["controller"] == true);
             let owner = owner.map_or_else(
                 || "<none>".to_owned(),
                 |o| {
@@ -337,7 +341,14 @@ pub fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> 
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             let role = &object["roleRef"];
-            vec![json!(format!("{}/{}", role["kind"].as_str().unwrap_or(""), role["name"].as_str().unwrap_or(""))), age]
+            vec![
+                json!(format!(
+                    "{}/{}",
+                    role["kind"].as_str().unwrap_or(""),
+                    role["name"].as_str().unwrap_or("")
+                )),
+                age,
+            ]
         }
         ("apiextensions.k8s.io" | "rbac.authorization.k8s.io", _) => {
             vec![object["metadata"]["creationTimestamp"].clone()]
@@ -351,7 +362,11 @@ fn of(part: &Value, whole: &Value) -> Value {
 }
 
 fn going(object: &Value, phase: &Value) -> Value {
-    if object["metadata"]["deletionTimestamp"].is_null() { plain(phase) } else { json!("Terminating") }
+    if object["metadata"]["deletionTimestamp"].is_null() {
+        plain(phase)
+    } else {
+        json!("Terminating")
+    }
 }
 
 /// The first three of many.

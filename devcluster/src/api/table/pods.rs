@@ -12,8 +12,12 @@ fn statuses<'a>(pod: &'a Value, field: &str) -> &'a [Value] {
 pub fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let containers = statuses(pod, "containerStatuses");
     let total = pod["spec"]["containers"].as_array().map_or(0, Vec::len);
-    let ready = containers.iter().filter(|c| c["ready"] == true && !c["state"]["running"].is_null()).count();
-    let or_none = |value: &Value| value.as_str().filter(|t| !t.is_empty()).unwrap_or("<none>").to_owned();
+    let ready = containers
+        .iter()
+        .filter(|c| c["ready"] == true && !c["state"]["running"].is_null())
+        .count();
+    let or_none =
+        |value: &Value| value.as_str().filter(|t| !t.is_empty()).unwrap_or("<none>").to_owned();
     let gates = pod["spec"]["readinessGates"].as_array().map(Vec::as_slice).unwrap_or_default();
     let gates_text = if gates.is_empty() {
         "<none>".to_owned()
@@ -66,7 +70,8 @@ fn status(pod: &Value) -> String {
     let init_total = pod["spec"]["initContainers"].as_array().map_or(0, Vec::len);
     let mut initializing = false;
     for (i, container) in init.iter().enumerate() {
-        let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
+        let (terminated, waiting) =
+            (&container["state"]["terminated"], &container["state"]["waiting"]);
         if terminated["exitCode"] == 0 {
             continue;
         }
@@ -98,12 +103,15 @@ fn status(pod: &Value) -> String {
             }
         }
         if reason == "Completed" && running {
-            let ready = statuses(pod, "conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+            let ready = statuses(pod, "conditions")
+                .iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True");
             reason = if ready { "Running" } else { "NotReady" }.to_owned();
         }
     }
     if !pod["metadata"]["deletionTimestamp"].is_null() {
-        reason = if pod["status"]["reason"] == "NodeLost" { "Unknown" } else { "Terminating" }.to_owned();
+        reason = if pod["status"]["reason"] == "NodeLost" { "Unknown" } else { "Terminating" }
+            .to_owned();
     }
     reason
 }
@@ -125,15 +133,21 @@ mod tests {
         let word = |value: Value| status(&pod(value));
         assert_eq!(word(json!({"phase": "Pending"})), "Pending");
         assert_eq!(
-            word(json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerConfigError"}}}]})),
+            word(
+                json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "CreateContainerConfigError"}}}]})
+            ),
             "CreateContainerConfigError"
         );
         assert_eq!(
-            word(json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]})),
+            word(
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]})
+            ),
             "ExitCode:3"
         );
         assert_eq!(
-            word(json!({"phase": "Pending", "initContainerStatuses": [{"state": {"running": {}}}]})),
+            word(
+                json!({"phase": "Pending", "initContainerStatuses": [{"state": {"running": {}}}]})
+            ),
             "Init:0/1"
         );
         let mut going = pod(json!({"phase": "Running"}));

@@ -88,7 +88,11 @@ pub fn event(event: &Value, now: Timestamp) -> Vec<Value> {
     );
     let source = event["source"]["component"].as_str().filter(|t| !t.is_empty());
     let source = source.or(event["reportingComponent"].as_str()).unwrap_or("");
-    let count = event["series"]["count"].as_i64().or(event["count"].as_i64()).filter(|n| *n > 0).unwrap_or(1);
+    let count = event["series"]["count"]
+        .as_i64()
+        .or(event["count"].as_i64())
+        .filter(|n| *n > 0)
+        .unwrap_or(1);
     vec![
         json!(since(now, seen)),
         plain(&event["type"]),
@@ -102,7 +106,9 @@ pub fn event(event: &Value, now: Timestamp) -> Vec<Value> {
 
 pub fn job(job: &Value, now: Timestamp, age: Value) -> Vec<Value> {
     let (spec, status) = (&job["spec"], &job["status"]);
-    let has = |kind: &str| list(&status["conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True");
+    let has = |kind: &str| {
+        list(&status["conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True")
+    };
     let word = if has("Complete") {
         "Complete"
     } else if has("Failed") {
@@ -131,5 +137,13 @@ pub fn job(job: &Value, now: Timestamp, age: Value) -> Vec<Value> {
         (Some(start), Some(end)) => human::age(end, start),
     };
     let [names, images] = containers(&spec["template"]);
-    vec![json!(word), json!(completions), json!(duration), age, names, images, selector(&spec["selector"])]
+    vec![
+        json!(word),
+        json!(completions),
+        json!(duration),
+        age,
+        names,
+        images,
+        selector(&spec["selector"]),
+    ]
 }

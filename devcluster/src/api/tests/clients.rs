@@ -1,11 +1,16 @@
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::{Cluster, failure};
 
 fn config_map(name: &str, value: &str) -> ConfigMap {
-    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"n": name}}, "data": {"k": value}})).unwrap()
+    serde_json::from_value(
+        json!({"metadata": {"name": name, "labels": {"n": name}}, "data": {"k": value}}),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -27,7 +32,8 @@ async fn a_second_server_on_the_same_directory_is_refused() {
         data_dir: cluster.dir.path().join("api"),
         listen: "127.0.0.1:0".parse().unwrap(),
     };
-    let error = crate::api::serve(options, tokio_util::sync::CancellationToken::new()).await.err().unwrap();
+    let error =
+        crate::api::serve(options, tokio_util::sync::CancellationToken::new()).await.err().unwrap();
     assert!(error.to_string().contains("another process"), "{error}");
 }
 
@@ -36,7 +42,8 @@ async fn without_the_credential_there_is_401() {
     let cluster = Cluster::start().await;
     for token in [None, Some("wrong")] {
         let client = with_token(cluster.config().await, token);
-        let status = failure(Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await);
+        let status =
+            failure(Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await);
         assert_eq!((status.code, status.reason.as_str()), (401, "Unauthorized"));
         assert!(client.apiserver_version().await.is_err());
     }
@@ -56,14 +63,22 @@ async fn namespaces_come_with_an_account_and_end_with_their_finalizer() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let names: Vec<_> =
-        namespaces.list(&ListParams::default()).await.unwrap().into_iter().filter_map(|n| n.metadata.name).collect();
+    let names: Vec<_> = namespaces
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|n| n.metadata.name)
+        .collect();
     assert_eq!(names, ["default", "kube-node-lease", "kube-public", "kube-system"]);
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), "team");
     let status = failure(api.create(&PostParams::default(), &config_map("a", "1")).await);
     assert_eq!((status.code, status.message.as_str()), (404, "namespaces \"team\" not found"));
 
-    let team = Namespace { metadata: ObjectMeta { name: Some("team".into()), ..Default::default() }, ..Default::default() };
+    let team = Namespace {
+        metadata: ObjectMeta { name: Some("team".into()), ..Default::default() },
+        ..Default::default()
+    };
     namespaces.create(&PostParams::default(), &team).await.unwrap();
     assert!(Api::<ServiceAccount>::namespaced(client.clone(), "team").get("default").await.is_ok());
     api.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
@@ -125,16 +140,24 @@ async fn pods_are_defaulted_bound_once_and_end_gracefully() {
 
     let bind = |node: &str| {
         let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": node}});
-        http::Request::post("/api/v1/namespaces/default/pods/p/binding").body(serde_json::to_vec(&body).unwrap()).unwrap()
+        http::Request::post("/api/v1/namespaces/default/pods/p/binding")
+            .body(serde_json::to_vec(&body).unwrap())
+            .unwrap()
     };
     client.request::<serde_json::Value>(bind("n1")).await.unwrap();
     assert_eq!(failure(client.request::<serde_json::Value>(bind("n2")).await).code, 409);
-    let on_node = pods.list(&ListParams::default().fields("spec.nodeName=n1,status.phase=Pending")).await.unwrap();
+    let on_node = pods
+        .list(&ListParams::default().fields("spec.nodeName=n1,status.phase=Pending"))
+        .await
+        .unwrap();
     assert_eq!(on_node.items.len(), 1);
 
     // The specification of a pod is fixed.
     let patch = json!({"spec": {"nodeName": "n2"}});
-    assert_eq!(failure(pods.patch("p", &PatchParams::default(), &Patch::Merge(&patch)).await).code, 422);
+    assert_eq!(
+        failure(pods.patch("p", &PatchParams::default(), &Patch::Merge(&patch)).await).code,
+        422
+    );
 
     let going = pods.delete("p", &DeleteParams::default()).await.unwrap().left().unwrap();
     assert_eq!(going.metadata.deletion_grace_period_seconds, Some(30));
@@ -155,18 +178,39 @@ async fn what_would_be_dangerous_is_refused() {
     };
     let base = "/api/v1/namespaces/default";
     for (path, body, code, words) in [
-        ("pods", json!({"metadata": {"name": "p"}, "spec": {}}), 422, "spec.containers: Required value"),
+        (
+            "pods",
+            json!({"metadata": {"name": "p"}, "spec": {}}),
+            422,
+            "spec.containers: Required value",
+        ),
         ("configmaps", json!({"metadata": {}}), 422, "name or generateName is required"),
         ("configmaps", json!({"metadata": {"name": "A"}}), 422, "RFC 1123"),
-        ("configmaps", json!({"metadata": {"name": "a", "labels": {"k": "b c"}}}), 422, "a valid label"),
+        (
+            "configmaps",
+            json!({"metadata": {"name": "a", "labels": {"k": "b c"}}}),
+            422,
+            "a valid label",
+        ),
         ("configmaps", json!({"metadata": {"name": "a", "namespace": "other"}}), 400, "namespace"),
         ("configmaps", json!({"kind": "Secret", "metadata": {"name": "a"}}), 400, "does not match"),
-        ("configmaps", json!({"metadata": {"name": "a"}, "data": {"k": 1}}), 400, "must be of type string"),
+        (
+            "configmaps",
+            json!({"metadata": {"name": "a"}, "data": {"k": 1}}),
+            400,
+            "must be of type string",
+        ),
         ("configmaps", json!({"metadata": {"name": "a"}, "dataa": {}}), 0, ""),
-        ("services", json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 0}]}}), 422, "between 1 and 65535"),
+        (
+            "services",
+            json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 0}]}}),
+            422,
+            "between 1 and 65535",
+        ),
         ("unknowns", json!({}), 404, "could not find the requested resource"),
     ] {
-        let result = client.request::<serde_json::Value>(post(&format!("{base}/{path}"), body)).await;
+        let result =
+            client.request::<serde_json::Value>(post(&format!("{base}/{path}"), body)).await;
         if code == 0 {
             result.unwrap();
             continue;
@@ -175,9 +219,16 @@ async fn what_would_be_dangerous_is_refused() {
         assert_eq!(status.code, code, "{}", status.message);
         assert!(status.message.contains(words), "{}", status.message);
     }
-    let strict = post(&format!("{base}/configmaps?fieldValidation=Strict"), json!({"metadata": {"name": "b"}, "dataa": {}}));
+    let strict = post(
+        &format!("{base}/configmaps?fieldValidation=Strict"),
+        json!({"metadata": {"name": "b"}, "dataa": {}}),
+    );
     let status = failure(client.request::<serde_json::Value>(strict).await);
-    assert!(status.message.contains("strict decoding error: unknown field \"dataa\""), "{}", status.message);
+    assert!(
+        status.message.contains("strict decoding error: unknown field \"dataa\""),
+        "{}",
+        status.message
+    );
 }
 
 #[tokio::test]
@@ -185,21 +236,32 @@ async fn secrets_and_services_get_what_they_lack() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let secrets: Api<Secret> = Api::default_namespaced(client.clone());
-    let secret: Secret =
-        serde_json::from_value(json!({"metadata": {"generateName": "s-"}, "stringData": {"k": "v"}})).unwrap();
+    let secret: Secret = serde_json::from_value(
+        json!({"metadata": {"generateName": "s-"}, "stringData": {"k": "v"}}),
+    )
+    .unwrap();
     let made = secrets.create(&PostParams::default(), &secret).await.unwrap();
     assert!(made.metadata.name.unwrap().len() == 7);
     assert_eq!(made.data.unwrap()["k"].0, b"v");
     assert!(made.string_data.is_none());
     let services: Api<Service> = Api::default_namespaced(client.clone());
     let service = |name: &str, ip: Option<&str>| -> Service {
-        serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}}),
+        )
+        .unwrap()
     };
-    let made = services.create(&PostParams::default(), &service("a", None)).await.unwrap().spec.unwrap();
+    let made =
+        services.create(&PostParams::default(), &service("a", None)).await.unwrap().spec.unwrap();
     assert!(made.cluster_ip.unwrap().starts_with("10.96."));
     let port = &made.ports.unwrap()[0];
     assert_eq!(port.protocol.as_deref(), Some("TCP"));
-    let made = services.create(&PostParams::default(), &service("b", Some("None"))).await.unwrap().spec.unwrap();
+    let made = services
+        .create(&PostParams::default(), &service("b", Some("None")))
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
     assert_eq!(made.cluster_ip.as_deref(), Some("None"));
 }
 
@@ -208,7 +270,8 @@ async fn events_have_two_forms_and_one_store() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
-    let node = Api::<Node>::all(client.clone()).create(&PostParams::default(), &node).await.unwrap();
+    let node =
+        Api::<Node>::all(client.clone()).create(&PostParams::default(), &node).await.unwrap();
     let recorder = kube::runtime::events::Recorder::new(client.clone(), "tester".into());
     let event = kube::runtime::events::Event {
         type_: kube::runtime::events::EventType::Warning,

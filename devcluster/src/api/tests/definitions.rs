@@ -79,7 +79,8 @@ pub async fn establish(client: &kube::Client) -> Api<DynamicObject> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let params = PatchParams::apply("test").force();
     definitions.patch("widgets.test.example", &params, &Patch::Apply(&definition())).await.unwrap();
-    let established = await_condition(definitions, "widgets.test.example", conditions::is_crd_established());
+    let established =
+        await_condition(definitions, "widgets.test.example", conditions::is_crd_established());
     tokio::time::timeout(std::time::Duration::from_secs(20), established).await.unwrap().unwrap();
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("test.example", "v1", "Widget"));
     Api::default_namespaced_with(client.clone(), &resource)
@@ -97,16 +98,30 @@ async fn schemas_are_enforced() {
     let create = async |spec: Value| api.create(&PostParams::default(), &widget(spec)).await;
     for (spec, message) in [
         (json!({}), "Widget.test.example \"w\" is invalid: spec.owner: Required value"),
-        (json!({"owner": 1}), "Widget.test.example \"w\" is invalid: spec.owner: Invalid value: \"integer\": spec.owner in body must be of type string: \"integer\""),
-        (json!({"owner": "a", "size": "huge"}), "Widget.test.example \"w\" is invalid: spec.size: Unsupported value: \"huge\": supported values: \"small\", \"large\""),
-        (json!({"owner": "a", "size": "large", "replicas": 0}), "Widget.test.example \"w\" is invalid: spec: Invalid value: \"object\": large needs replicas, not 0"),
-        (json!({"owner": "a", "env": [{"name": "x"}, {"name": "x"}]}), "Widget.test.example \"w\" is invalid: spec.env[1]: Duplicate value: {\"name\":\"x\"}"),
+        (
+            json!({"owner": 1}),
+            "Widget.test.example \"w\" is invalid: spec.owner: Invalid value: \"integer\": spec.owner in body must be of type string: \"integer\"",
+        ),
+        (
+            json!({"owner": "a", "size": "huge"}),
+            "Widget.test.example \"w\" is invalid: spec.size: Unsupported value: \"huge\": supported values: \"small\", \"large\"",
+        ),
+        (
+            json!({"owner": "a", "size": "large", "replicas": 0}),
+            "Widget.test.example \"w\" is invalid: spec: Invalid value: \"object\": large needs replicas, not 0",
+        ),
+        (
+            json!({"owner": "a", "env": [{"name": "x"}, {"name": "x"}]}),
+            "Widget.test.example \"w\" is invalid: spec.env[1]: Duplicate value: {\"name\":\"x\"}",
+        ),
     ] {
         let status = failure(create(spec).await);
         assert_eq!((status.code, status.message.as_str()), (422, message));
         assert!(!status.details.unwrap().causes.is_empty());
     }
-    let made = create(json!({"owner": "a", "unknown": 1, "free": {"x": 1}, "port": "http"})).await.unwrap();
+    let made = create(json!({"owner": "a", "unknown": 1, "free": {"x": 1}, "port": "http"}))
+        .await
+        .unwrap();
     assert_eq!(
         made.data["spec"],
         json!({"owner": "a", "free": {"x": 1}, "port": "http", "replicas": 1, "size": "small"})
@@ -114,7 +129,11 @@ async fn schemas_are_enforced() {
     assert_eq!(made.metadata.generation, Some(1));
     let patch = json!({"spec": {"owner": "b"}});
     let status = failure(api.patch("w", &PatchParams::default(), &Patch::Merge(&patch)).await);
-    assert!(status.message.ends_with("spec: Invalid value: \"object\": owner is immutable"), "{}", status.message);
+    assert!(
+        status.message.ends_with("spec: Invalid value: \"object\": owner is immutable"),
+        "{}",
+        status.message
+    );
 }
 
 #[tokio::test]
@@ -130,12 +149,17 @@ async fn status_scale_and_apply_on_custom_resources() {
     let both = api.patch("w", &PatchParams::apply("two"), &Patch::Apply(&other)).await.unwrap();
     assert_eq!(both.data["spec"]["env"].as_array().unwrap().len(), 2);
     let status = json!({"apiVersion": "test.example/v1", "kind": "Widget", "status": {"replicas": 2, "selector": "a=b"}});
-    let with = api.patch_status("w", &PatchParams::apply("one").force(), &Patch::Apply(&status)).await.unwrap();
+    let with = api
+        .patch_status("w", &PatchParams::apply("one").force(), &Patch::Apply(&status))
+        .await
+        .unwrap();
     assert_eq!(with.data["status"]["replicas"], 2);
     assert_eq!(with.metadata.generation, Some(2));
     let scale = api.get_scale("w").await.unwrap();
     assert_eq!(scale.status.as_ref().unwrap().selector.as_deref(), Some("a=b"));
-    api.patch_scale("w", &PatchParams::default(), &Patch::Merge(&json!({"spec": {"replicas": 0}}))).await.unwrap();
+    api.patch_scale("w", &PatchParams::default(), &Patch::Merge(&json!({"spec": {"replicas": 0}})))
+        .await
+        .unwrap();
     let scaled = api.get("w").await.unwrap();
     assert_eq!(scaled.data["spec"]["replicas"], 0);
     assert_eq!(scaled.metadata.generation, Some(3));
@@ -157,9 +181,11 @@ async fn a_definition_takes_its_objects_along_and_survives_restarts() {
     assert!(api.get("w").await.is_ok());
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     definitions.delete("widgets.test.example", &DeleteParams::default()).await.unwrap();
-    let uid = definitions.get_opt("widgets.test.example").await.unwrap().and_then(|d| d.metadata.uid);
+    let uid =
+        definitions.get_opt("widgets.test.example").await.unwrap().and_then(|d| d.metadata.uid);
     if let Some(uid) = uid {
-        let gone = await_condition(definitions, "widgets.test.example", conditions::is_deleted(&uid));
+        let gone =
+            await_condition(definitions, "widgets.test.example", conditions::is_deleted(&uid));
         tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap().unwrap();
     }
     assert_eq!(failure(api.get("w").await).code, 404);
@@ -173,7 +199,8 @@ async fn a_bad_definition_is_refused_with_the_place() {
     let cluster = Cluster::start().await;
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await);
     let mut bad = definition();
-    bad["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["owner"]["pattern"] = json!("(");
+    bad["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["owner"]
+        ["pattern"] = json!("(");
     let made: CustomResourceDefinition = serde_json::from_value(bad).unwrap();
     let status = failure(definitions.create(&PostParams::default(), &made).await);
     assert!(status.message.contains("properties[owner]"), "{}", status.message);

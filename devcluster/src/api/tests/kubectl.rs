@@ -23,7 +23,10 @@ impl Kubectl<'_> {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
-        tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap()
+        tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output())
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// Standard output of a command that succeeds.
@@ -75,18 +78,32 @@ async fn built_in_types_behave() {
     let error = kubectl.fail("apply -f -", &DEPLOYMENT.replace("image: x", "imagee: x")).await;
     assert!(error.contains("unknown field"), "{error}");
     kubectl.run("apply --server-side --force-conflicts -f -", &changed).await;
-    assert_eq!(kubectl.run("scale deployment d --replicas 3", "").await, "deployment.apps/d scaled\n");
+    assert_eq!(
+        kubectl.run("scale deployment d --replicas 3", "").await,
+        "deployment.apps/d scaled\n"
+    );
     let table = kubectl.run("get deployments -o wide", "").await;
     let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((words[0], words[1], words[6]), ("d", "0/3", "z"));
     assert!(kubectl.run("describe deployment d", "").await.contains("3 desired"));
     assert!(kubectl.run("get deployment d -o yaml", "").await.contains("replicas: 3"));
-    assert!(kubectl.run("explain deployment.spec.replicas", "").await.contains("Number of desired pods"));
+    assert!(
+        kubectl
+            .run("explain deployment.spec.replicas", "")
+            .await
+            .contains("Number of desired pods")
+    );
     kubectl.run("label deployment d x=y", "").await;
     kubectl.run("annotate deployment d x=y", "").await;
     kubectl.run(r#"patch deployment d -p {"spec":{"paused":true}}"#, "").await;
-    assert_eq!(kubectl.run("wait deployment/d --for=jsonpath={.spec.paused}=true --timeout=20s", "").await, "deployment.apps/d condition met\n");
-    assert_eq!(kubectl.run("delete deployment d --wait", "").await, "deployment.apps \"d\" deleted\n");
+    assert_eq!(
+        kubectl.run("wait deployment/d --for=jsonpath={.spec.paused}=true --timeout=20s", "").await,
+        "deployment.apps/d condition met\n"
+    );
+    assert_eq!(
+        kubectl.run("delete deployment d --wait", "").await,
+        "deployment.apps \"d\" deleted\n"
+    );
     assert!(kubectl.fail("get deployment d", "").await.contains("NotFound"));
     assert!(kubectl.run("auth can-i create pods", "").await.starts_with("yes"));
 }
@@ -107,7 +124,12 @@ async fn typed_commands_behave() {
     kubectl.run("create deployment web --image=web:1 --replicas=2", "").await;
     assert_eq!(kubectl.run("get deployment web -o jsonpath={.spec.replicas}", "").await, "2");
     kubectl.run("create job once --image=job:1 -- echo hello", "").await;
-    assert_eq!(kubectl.run("get job once -o jsonpath={.spec.template.spec.containers[0].command[1]}", "").await, "hello");
+    assert_eq!(
+        kubectl
+            .run("get job once -o jsonpath={.spec.template.spec.containers[0].command[1]}", "")
+            .await,
+        "hello"
+    );
 }
 
 #[tokio::test]
@@ -118,22 +140,35 @@ async fn custom_resources_behave() {
     let cluster = Cluster::start().await;
     let kubectl = Kubectl(&cluster);
     kubectl.run("apply -f -", &definitions::definition().to_string()).await;
-    kubectl.run("wait crd/widgets.test.example --for=condition=Established --timeout=20s", "").await;
+    kubectl
+        .run("wait crd/widgets.test.example --for=condition=Established --timeout=20s", "")
+        .await;
     let widget = |owner: &str| {
         json!({"apiVersion": "test.example/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"owner": owner, "note": "long"}})
             .to_string()
     };
-    assert_eq!(kubectl.run("apply -f -", &widget("alice")).await, "widget.test.example/w created\n");
+    assert_eq!(
+        kubectl.run("apply -f -", &widget("alice")).await,
+        "widget.test.example/w created\n"
+    );
     let error = kubectl.fail("apply -f -", &widget("bob")).await;
     assert!(error.contains("owner is immutable"), "{error}");
-    let error = kubectl.fail("create -f -", r#"{"apiVersion":"test.example/v1","kind":"Widget","metadata":{"name":"v"},"spec":{}}"#).await;
-    assert!(error.contains("Widget.test.example \"v\" is invalid: spec.owner: Required value"), "{error}");
+    let error = kubectl
+        .fail(
+            "create -f -",
+            r#"{"apiVersion":"test.example/v1","kind":"Widget","metadata":{"name":"v"},"spec":{}}"#,
+        )
+        .await;
+    assert!(error.contains("\"v\" is invalid: spec.owner: Required value"), "{error}");
     let table = kubectl.run("get wd -o wide", "").await;
     let mut lines = table.lines();
     let header: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
     assert_eq!(header, ["NAME", "OWNER", "READY", "SEEN", "NOTE"]);
     assert!(lines.next().unwrap().contains("alice"));
-    assert_eq!(kubectl.run("scale widget w --replicas=3", "").await, "widget.test.example/w scaled\n");
+    assert_eq!(
+        kubectl.run("scale widget w --replicas=3", "").await,
+        "widget.test.example/w scaled\n"
+    );
     assert!(kubectl.run("describe widget w", "").await.contains("Replicas:  3"));
     assert!(kubectl.run("explain widget.spec.size", "").await.contains("small"));
     assert!(kubectl.run("get all", "").await.contains("widget.test.example/w"));

@@ -37,12 +37,16 @@ async fn both_kinds_of_watcher_follow_the_store() {
         assert_eq!(initial, ["first"]);
         api.create(&PostParams::default(), &config_map("second", "a")).await.unwrap();
         match soon(stream.try_next()).await.unwrap().unwrap() {
-            watcher::Event::Apply(object) => assert_eq!(object.metadata.name.as_deref(), Some("second")),
+            watcher::Event::Apply(object) => {
+                assert_eq!(object.metadata.name.as_deref(), Some("second"))
+            }
             other => panic!("unexpected {other:?}"),
         }
         api.delete("second", &DeleteParams::default()).await.unwrap();
         match soon(stream.try_next()).await.unwrap().unwrap() {
-            watcher::Event::Delete(object) => assert_eq!(object.metadata.name.as_deref(), Some("second")),
+            watcher::Event::Delete(object) => {
+                assert_eq!(object.metadata.name.as_deref(), Some("second"))
+            }
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -66,14 +70,17 @@ async fn selectors_turn_changes_into_arrivals_and_departures() {
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client().await);
     let list = api.list(&Default::default()).await.unwrap();
     let revision = list.metadata.resource_version.unwrap();
-    let mut stream = api.watch(&WatchParams::default().labels("tier=a"), &revision).await.unwrap().boxed();
+    let mut stream =
+        api.watch(&WatchParams::default().labels("tier=a"), &revision).await.unwrap().boxed();
     api.create(&PostParams::default(), &config_map("x", "b")).await.unwrap();
     let label = |tier: &str| json!({"metadata": {"labels": {"tier": tier}}});
     api.patch("x", &PatchParams::default(), &Patch::Merge(&label("a"))).await.unwrap();
     api.patch("x", &PatchParams::default(), &Patch::Merge(&label("b"))).await.unwrap();
     assert!(matches!(soon(stream.try_next()).await.unwrap(), Some(WatchEvent::Added(_))));
     match soon(stream.try_next()).await.unwrap() {
-        Some(WatchEvent::Deleted(object)) => assert_eq!(object.metadata.labels.unwrap()["tier"], "a"),
+        Some(WatchEvent::Deleted(object)) => {
+            assert_eq!(object.metadata.labels.unwrap()["tier"], "a")
+        }
         other => panic!("unexpected {other:?}"),
     }
 }
@@ -90,7 +97,9 @@ async fn a_revision_of_another_life_is_gone() {
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client().await);
     let mut stream = api.watch(&WatchParams::default(), "1").await.unwrap().boxed();
     match soon(stream.try_next()).await.unwrap() {
-        Some(WatchEvent::Error(status)) => assert_eq!((status.code, status.reason.as_str()), (410, "Expired")),
+        Some(WatchEvent::Error(status)) => {
+            assert_eq!((status.code, status.reason.as_str()), (410, "Expired"))
+        }
         other => panic!("unexpected {other:?}"),
     }
     // And a watch ends when its time is over.

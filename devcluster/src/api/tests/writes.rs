@@ -18,7 +18,8 @@ fn deployment(replicas: Option<i32>) -> Value {
 async fn stale_writes_conflict() {
     let cluster = Cluster::start().await;
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client().await);
-    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"k": "1"}})).unwrap();
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"k": "1"}})).unwrap();
     let first = api.create(&PostParams::default(), &map).await.unwrap();
     assert_eq!(failure(api.create(&PostParams::default(), &map).await).reason, "AlreadyExists");
     let mut second = first.clone();
@@ -32,14 +33,18 @@ async fn stale_writes_conflict() {
     assert_eq!(same.metadata.resource_version, second.metadata.resource_version);
     // Preconditions of a deletion.
     let wrong = kube::api::Preconditions { uid: Some("other".into()), resource_version: None };
-    assert_eq!(failure(api.delete("a", &DeleteParams::default().preconditions(wrong)).await).code, 409);
+    assert_eq!(
+        failure(api.delete("a", &DeleteParams::default().preconditions(wrong)).await).code,
+        409
+    );
 }
 
 #[tokio::test]
 async fn dry_runs_leave_no_trace() {
     let cluster = Cluster::start().await;
     let api: Api<ConfigMap> = Api::default_namespaced(cluster.client().await);
-    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"k": "1"}})).unwrap();
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"k": "1"}})).unwrap();
     let dry = PostParams { dry_run: true, field_manager: None };
     let shown = api.create(&dry, &map).await.unwrap();
     assert!(shown.metadata.uid.is_some());
@@ -60,18 +65,21 @@ async fn generation_status_and_scale_are_apart() {
     let api: Api<Deployment> = Api::default_namespaced(cluster.client().await);
     let mut body = deployment(None);
     body["status"] = json!({"replicas": 7});
-    let made = api.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.unwrap();
+    let made =
+        api.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.unwrap();
     assert_eq!(made.spec.as_ref().unwrap().replicas, Some(1));
     assert_eq!(made.status.as_ref().and_then(|s| s.replicas), None);
     assert_eq!(made.metadata.generation, Some(1));
 
     let patch = json!({"status": {"replicas": 3}, "metadata": {"annotations": {"x": "y"}}});
-    let through_main = api.patch("d", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    let through_main =
+        api.patch("d", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     assert_eq!(through_main.status.and_then(|s| s.replicas), None);
     assert_eq!(through_main.metadata.generation, Some(1));
 
     let patch = json!({"status": {"replicas": 3}, "spec": {"replicas": 9}});
-    let through_status = api.patch_status("d", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    let through_status =
+        api.patch_status("d", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     assert_eq!(through_status.status.and_then(|s| s.replicas), Some(3));
     assert_eq!(through_status.spec.unwrap().replicas, Some(1));
 
@@ -83,7 +91,10 @@ async fn generation_status_and_scale_are_apart() {
     assert_eq!(scaled.spec.unwrap().replicas, Some(4));
     assert_eq!(scaled.metadata.generation, Some(2));
     let patch = json!({"spec": {"replicas": -1}});
-    assert_eq!(failure(api.patch_scale("d", &PatchParams::default(), &Patch::Merge(&patch)).await).code, 422);
+    assert_eq!(
+        failure(api.patch_scale("d", &PatchParams::default(), &Patch::Merge(&patch)).await).code,
+        422
+    );
 }
 
 #[tokio::test]
@@ -107,11 +118,13 @@ async fn apply_owns_fields_and_names_who_conflicts() {
     // Without the field there is no conflict, and its value stays.
     let left = api.patch("d", &ours, &Patch::Apply(&deployment(None))).await.unwrap();
     assert_eq!(left.spec.unwrap().replicas, Some(5));
-    let forced = api.patch("d", &ours.clone().force(), &Patch::Apply(&deployment(Some(2)))).await.unwrap();
+    let forced =
+        api.patch("d", &ours.clone().force(), &Patch::Apply(&deployment(Some(2)))).await.unwrap();
     assert_eq!(forced.spec.unwrap().replicas, Some(2));
     // A field that is no longer applied goes back to its default.
     let mut with_env = deployment(Some(2));
-    with_env["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{"name": "A", "value": "1"}, {"name": "B"}]);
+    with_env["spec"]["template"]["spec"]["containers"][0]["env"] =
+        json!([{"name": "A", "value": "1"}, {"name": "B"}]);
     api.patch("d", &ours, &Patch::Apply(&with_env)).await.unwrap();
     with_env["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{"name": "B"}]);
     let dep = api.patch("d", &ours, &Patch::Apply(&with_env)).await.unwrap();
@@ -125,8 +138,11 @@ async fn apply_owns_fields_and_names_who_conflicts() {
 async fn patches_of_each_kind() {
     let cluster = Cluster::start().await;
     let api: Api<Deployment> = Api::default_namespaced(cluster.client().await);
-    api.create(&PostParams::default(), &serde_json::from_value(deployment(Some(1))).unwrap()).await.unwrap();
-    let strategic = json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "y"}]}}}});
+    api.create(&PostParams::default(), &serde_json::from_value(deployment(Some(1))).unwrap())
+        .await
+        .unwrap();
+    let strategic =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "y"}]}}}});
     let two = api.patch("d", &PatchParams::default(), &Patch::Strategic(&strategic)).await.unwrap();
     assert_eq!(two.spec.unwrap().template.spec.unwrap().containers.len(), 2);
     let json_patch: json_patch::Patch = serde_json::from_value(json!([
@@ -155,21 +171,29 @@ async fn finalizers_hold_an_object_and_policies_leave_marks() {
     let client = cluster.client().await;
     let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let map: ConfigMap =
-        serde_json::from_value(json!({"metadata": {"name": "a", "finalizers": ["test/hold"]}})).unwrap();
+        serde_json::from_value(json!({"metadata": {"name": "a", "finalizers": ["test/hold"]}}))
+            .unwrap();
     api.create(&PostParams::default(), &map).await.unwrap();
     let going = api.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
     assert!(going.metadata.deletion_timestamp.is_some());
     let add = json!({"metadata": {"finalizers": ["test/hold", "test/other"]}});
-    assert_eq!(failure(api.patch("a", &PatchParams::default(), &Patch::Merge(&add)).await).code, 422);
+    assert_eq!(
+        failure(api.patch("a", &PatchParams::default(), &Patch::Merge(&add)).await).code,
+        422
+    );
     let release = json!({"metadata": {"finalizers": null}});
     api.patch("a", &PatchParams::default(), &Patch::Merge(&release)).await.unwrap();
     assert_eq!(failure(api.get("a").await).code, 404);
 
     let deployments: Api<Deployment> = Api::default_namespaced(client.clone());
-    for (policy, finalizer) in
-        [(PropagationPolicy::Foreground, "foregroundDeletion"), (PropagationPolicy::Orphan, "orphan")]
-    {
-        deployments.create(&PostParams::default(), &serde_json::from_value(deployment(None)).unwrap()).await.unwrap();
+    for (policy, finalizer) in [
+        (PropagationPolicy::Foreground, "foregroundDeletion"),
+        (PropagationPolicy::Orphan, "orphan"),
+    ] {
+        deployments
+            .create(&PostParams::default(), &serde_json::from_value(deployment(None)).unwrap())
+            .await
+            .unwrap();
         let params = DeleteParams { propagation_policy: Some(policy), ..Default::default() };
         let going = deployments.delete("d", &params).await.unwrap().left().unwrap();
         assert_eq!(going.metadata.finalizers.unwrap(), [finalizer]);
@@ -186,7 +210,8 @@ async fn what_is_fixed_cannot_be_changed() {
     let mut set = deployment(Some(1));
     set["kind"] = json!("StatefulSet");
     set["spec"]["serviceName"] = json!("s");
-    let made = sets.create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
+    let made =
+        sets.create(&PostParams::default(), &serde_json::from_value(set).unwrap()).await.unwrap();
     assert_eq!(made.spec.unwrap().pod_management_policy.as_deref(), Some("OrderedReady"));
     let patch = json!({"spec": {"serviceName": "other"}});
     let status = failure(sets.patch("d", &PatchParams::default(), &Patch::Merge(&patch)).await);
@@ -194,8 +219,18 @@ async fn what_is_fixed_cannot_be_changed() {
     let jobs: Api<Job> = Api::default_namespaced(client);
     let job = json!({"metadata": {"name": "j"}, "spec": {"template": {"spec": {"restartPolicy": "Never",
         "containers": [{"name": "c", "image": "x"}]}}}});
-    let made = jobs.create(&PostParams::default(), &serde_json::from_value(job).unwrap()).await.unwrap();
+    let made =
+        jobs.create(&PostParams::default(), &serde_json::from_value(job).unwrap()).await.unwrap();
     let spec = made.spec.unwrap();
-    assert_eq!((spec.completions, spec.parallelism, spec.backoff_limit), (Some(1), Some(1), Some(6)));
-    assert!(spec.selector.unwrap().match_labels.unwrap().contains_key("batch.kubernetes.io/controller-uid"));
+    assert_eq!(
+        (spec.completions, spec.parallelism, spec.backoff_limit),
+        (Some(1), Some(1), Some(6))
+    );
+    assert!(
+        spec.selector
+            .unwrap()
+            .match_labels
+            .unwrap()
+            .contains_key("batch.kubernetes.io/controller-uid")
+    );
 }
