@@ -135,8 +135,11 @@ pub async fn run(
         other => other?,
     };
     let recorder = Recorder::start(client.clone(), &options.name);
-    // Seen as starting until its pods can have addresses: an old address would mislead.
-    if let Err(error) = registration.write_status(&Readiness::Starting).await {
+    // Seen as starting until its pods can have addresses: an old address would mislead. Not a node that only starts
+    // again, for its pods would be taken for unreachable.
+    if !registration.has_range()
+        && let Err(error) = registration.write_status(&Readiness::Starting).await
+    {
         tracing::debug!(%error, "the node's first status is not written");
     }
     let cidr = tokio::select! {

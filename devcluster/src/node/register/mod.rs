@@ -36,6 +36,7 @@ pub struct Registration {
     name: String,
     uid: String,
     labels: BTreeMap<String, String>,
+    has_range: bool,
 }
 
 /// What the node's status says beyond the machine.
@@ -72,7 +73,13 @@ impl Registration {
             ("kubernetes.io/os".to_owned(), machine::os().to_owned()),
             ("kubernetes.io/arch".to_owned(), machine::arch().to_owned()),
         ]);
-        let mut this = Self { client, name: options.name.clone(), uid: String::new(), labels };
+        let mut this = Self {
+            client,
+            name: options.name.clone(),
+            uid: String::new(),
+            labels,
+            has_range: false,
+        };
         loop {
             match this.ensure().await {
                 Ok(()) => return Ok(this),
@@ -113,8 +120,14 @@ impl Registration {
                 in_time(nodes.create(&PostParams::default(), &node)).await?
             }
         };
+        self.has_range = range(&node).is_some();
         self.uid = node.metadata.uid.unwrap_or_default();
         Ok(())
+    }
+
+    /// Whether the node has its range of pod addresses already.
+    pub fn has_range(&self) -> bool {
+        self.has_range
     }
 
     pub fn reference(&self) -> ObjectReference {

@@ -2,7 +2,7 @@
 
 use crate::node::context::NodeContext;
 use crate::node::events::Severity;
-use crate::node::model::{Kind, PodModel, Slot, State};
+use crate::node::model::{Kind, PodModel, Record, Slot, State};
 use crate::node::pod::{PodShared, Surroundings};
 use crate::node::runner::{Runner, StopSignal};
 use crate::node::status::RestartPolicy;
@@ -81,6 +81,7 @@ impl Drive {
                     sidecars.spawn(runner.ok_or(Over)?.run());
                     self.started(slot).await?;
                 }
+                Kind::Init | Kind::Main if self.is_initialized(slot, policy) => {}
                 kind @ (Kind::Init | Kind::Main) => {
                     let runner =
                         self.runner(slot, kind, &surroundings, self.stop.clone()).ok_or(Over)?;
@@ -110,6 +111,14 @@ impl Drive {
         }
         while main.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Whether an init container has succeeded in an earlier life of the node and stays so. Under `Always` it runs
+    /// again, as after a reboot; under the other policies the API lets no container leave its end.
+    fn is_initialized(&self, slot: Slot, policy: RestartPolicy) -> bool {
+        let succeeded =
+            |record: Record| matches!(record.state, State::Terminated(end) if end.code == 0);
+        policy != RestartPolicy::Always && self.pod.record(slot).is_some_and(succeeded)
     }
 
     fn runner(
