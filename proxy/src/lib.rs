@@ -53,6 +53,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     listener.set_nonblocking(true).context("the listener cannot be used")?;
     let listener =
         tokio::net::TcpListener::from_std(listener).context("the listener cannot be used")?;
+    ctx.health.set("sign-in", Err("the issuer has not been reached yet".to_owned()));
     let metrics = Metrics::register(&ctx.registry).context("metrics cannot be registered")?;
     let client_secret = secret::read(&config.client_secret_file)?;
     let issuer = Arc::new(Issuer::new(

@@ -81,7 +81,6 @@ impl Issuer {
 
     /// Fetches the metadata now and then, for as long as the service runs.
     pub async fn follow(self: Arc<Self>, ctx: Context) {
-        ctx.health.set("sign-in", Err("the issuer has not been reached yet".to_owned()));
         let mut retry = FIRST_RETRY;
         let forever = async {
             loop {

@@ -1,0 +1,11 @@
+//! The whole service over loopback, with real TLS, a stand-in issuer and real upstreams.
+#![allow(clippy::unwrap_used)]
+
+mod forwarding;
+mod front;
+mod issuer;
+mod sign_in;
+mod upstream;
+mod waking;
+mod websocket;
+mod world;

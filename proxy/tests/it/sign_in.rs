@@ -1,0 +1,266 @@
+//! Browser sessions.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use reqwest::{Response, header::SET_COOKIE};
+
+use crate::{
+    upstream,
+    world::{HOST, World},
+};
+
+/// As much of a browser as it takes: a jar of host-only cookies.
+struct Browser<'w> {
+    world: &'w World,
+    client: reqwest::Client,
+    cookies: Vec<(String, String)>,
+}
+
+impl<'w> Browser<'w> {
+    fn new(world: &'w World) -> Self {
+        Self { world, client: world.client(false), cookies: Vec::new() }
+    }
+
+    fn cookie_header(&self) -> String {
+        let pairs: Vec<_> =
+            self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        pairs.join("; ")
+    }
+
+    fn keep(&mut self, answer: &Response) {
+        for value in answer.headers().get_all(SET_COOKIE) {
+            let text = value.to_str().unwrap();
+            assert!(
+                text.contains("; Path=/; ") && text.ends_with("; Secure; HttpOnly; SameSite=Lax"),
+                "{text}"
+            );
+            let (name, value) = text.split(';').next().unwrap().split_once('=').unwrap();
+            self.cookies.retain(|(other, _)| other != name);
+            if !text.contains("Max-Age=0;") {
+                self.cookies.push((name.to_owned(), value.to_owned()));
+            }
+        }
+    }
+
+    async fn open(&mut self, url: &str) -> Response {
+        let request = self.client.get(url).header("Accept", "text/html");
+        let request = request.header("Sec-Fetch-Mode", "navigate");
+        let answer = request.header("Cookie", self.cookie_header()).send().await.unwrap();
+        self.keep(&answer);
+        answer
+    }
+
+    async fn sign_in(&mut self, path: &str) -> Response {
+        let sent = self.open(&self.world.url(HOST, path)).await;
+        assert_eq!(sent.status(), 302);
+        let back = self.world.issuer.approve(location(&sent), "alice");
+        self.open(back.as_str()).await
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.cookies.iter().any(|(other, _)| other == name)
+    }
+}
+
+fn location(answer: &Response) -> &str {
+    answer.headers()["location"].to_str().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_navigation_signs_in_and_lands_where_it_wanted_to_go() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let mut browser = Browser::new(&world);
+    let landed = browser.sign_in("/lab/tree?x=1").await;
+    assert_eq!(landed.status(), 302);
+    assert_eq!(location(&landed), "/lab/tree?x=1");
+    assert!(browser.has("__Host-dormouse") && browser.has("__Host-dormouse-refresh"));
+    assert_eq!(browser.cookies.len(), 2, "the sign-in's own cookie is gone");
+    let page = browser.open(&world.url(HOST, "/lab/tree?x=1")).await;
+    assert_eq!(page.status(), 200);
+    let who = browser.open(&world.url(HOST, "/.dormouse/whoami")).await;
+    let who: serde_json::Value = who.json().await.unwrap();
+    assert_eq!(
+        (who["user"].as_str(), who["workload"].as_str()),
+        (Some("alice"), Some("App alice/echo"))
+    );
+    assert!(world.audit().contains("signed-in"));
+    assert!(!world.audit().contains("eyJ"), "no token in the audit log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_15_ten_tabs_after_lunch_all_land() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let mut browser = Browser::new(&world);
+    let mut requests = Vec::new();
+    for tab in 0..10 {
+        let sent = browser.open(&world.url(HOST, &format!("/tab/{tab}"))).await;
+        requests.push(location(&sent).to_owned());
+    }
+    for (tab, request) in requests.iter().enumerate() {
+        let back = world.issuer.approve(request, "alice");
+        let landed = browser.open(back.as_str()).await;
+        assert_eq!((landed.status().as_u16(), location(&landed)), (302, &*format!("/tab/{tab}")));
+    }
+    assert_eq!(browser.cookies.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sign_ins_that_are_given_up_do_not_pile_up() {
+    let world = World::start().await;
+    let mut browser = Browser::new(&world);
+    let mut last = String::new();
+    for _ in 0..40 {
+        last = location(&browser.open(&world.url(HOST, "/")).await).to_owned();
+    }
+    assert!(browser.cookies.len() <= 12, "{}", browser.cookies.len());
+    let back = world.issuer.approve(&last, "alice");
+    assert_eq!(browser.open(back.as_str()).await.status(), 302);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_15_a_hundred_requests_with_one_expiring_session_renew_once() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    for (seconds, refreshes) in [(-120, 1), (100, 2)] {
+        let refresh = world.issuer.session("alice");
+        let access = world.issuer.access_token("alice", seconds);
+        let cookie = format!("__Host-dormouse={access}; __Host-dormouse-refresh={refresh}");
+        let client = world.client(false);
+        let sent = (0..100).map(|_| {
+            let request = client.get(world.url(HOST, "/")).header("Cookie", cookie.clone());
+            tokio::spawn(request.send())
+        });
+        for sent in sent.collect::<Vec<_>>() {
+            assert_eq!(sent.await.unwrap().unwrap().status(), 200);
+        }
+        // What follows gets the new token, at the latest when the renewal beside has ended.
+        let renewed = loop {
+            let request = client.get(world.url(HOST, "/")).header("Cookie", cookie.clone());
+            let answer = request.send().await.unwrap();
+            if let Some(cookie) = answer.headers().get(SET_COOKIE) {
+                break cookie.to_str().unwrap().to_owned();
+            }
+        };
+        assert!(renewed.starts_with("__Host-dormouse=ey") && !renewed.contains(&access));
+        assert_eq!(world.issuer.refreshes.load(SeqCst), refreshes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_session_signs_in_again_and_a_script_is_told_so() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let access = world.issuer.access_token("alice", -120);
+    let mut browser = Browser::new(&world);
+    browser.cookies = vec![
+        ("__Host-dormouse".to_owned(), access.clone()),
+        ("__Host-dormouse-refresh".to_owned(), "ended".to_owned()),
+    ];
+    let sent = browser.open(&world.url(HOST, "/lab")).await;
+    assert!(location(&sent).starts_with(&format!("{}/authorize?", world.issuer.url)));
+    let script = browser.client.get(world.url(HOST, "/api")).header("Sec-Fetch-Mode", "cors");
+    let script = script.header("Cookie", browser.cookie_header()).send().await.unwrap();
+    assert_eq!(script.status(), 401);
+    // A token that was never ours makes nobody ask the issuer.
+    let before = world.issuer.refreshes.load(SeqCst);
+    let forged = format!("__Host-dormouse={}x; __Host-dormouse-refresh=r", access);
+    let request = browser.client.get(world.url(HOST, "/")).header("Cookie", forged);
+    assert_eq!(request.send().await.unwrap().status(), 401);
+    assert_eq!(world.issuer.refreshes.load(SeqCst), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_13_state_nonce_and_issuer_are_checked() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let mut browser = Browser::new(&world);
+    let start = async |browser: &mut Browser<'_>| {
+        let sent = browser.open(&world.url(HOST, "/")).await;
+        world.issuer.approve(location(&sent), "alice").to_string()
+    };
+    let refused = async |browser: &mut Browser<'_>, url: String| {
+        let landed = browser.open(&url).await;
+        assert_eq!(landed.status(), 400, "{url}");
+        assert!(!browser.has("__Host-dormouse"), "{url}");
+    };
+    let back = start(&mut browser).await;
+    let issuer = form_encoded(&world.issuer.url);
+    refused(&mut browser, back.replace(&issuer, "https%3A%2F%2Fevil")).await;
+    let back = start(&mut browser).await;
+    refused(&mut browser, back.split("&iss").next().unwrap().to_owned()).await;
+    let back = start(&mut browser).await;
+    refused(&mut browser, back.replace("state=", "state=x")).await;
+    let back = start(&mut browser).await;
+    refused(&mut browser, format!("{back}&code=other")).await;
+    let back = start(&mut browser).await;
+    *world.issuer.wrong_nonce.lock().unwrap() = Some("another".to_owned());
+    refused(&mut browser, back).await;
+    // Another browser's sign-in (login CSRF).
+    let mut other = Browser::new(&world);
+    let back = start(&mut other).await;
+    browser.cookies.clear();
+    refused(&mut browser, back.clone()).await;
+    // Its own browser lands, and only once.
+    assert_eq!(other.open(&back).await.status(), 302);
+    let mut replay = Browser::new(&world);
+    refused(&mut replay, back.clone()).await;
+    let again = other.open(&back).await;
+    assert_eq!((again.status().as_u16(), location(&again)), (302, "/"));
+}
+
+fn form_encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_10_open_redirects_end_at_home() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let mut raw = world.raw().await;
+    for target in ["//evil.test/x", "/\\evil.test", "///evil.test"] {
+        raw.send(&format!(
+            "GET {target} HTTP/1.1\r\nHost: {HOST}:{}\r\nAccept: text/html\r\n\r\n",
+            world.address.port()
+        ))
+        .await;
+        let (head, _) = raw.answer().await;
+        assert!(head.starts_with("HTTP/1.1 302 "), "{head}");
+        let header = |name: &str| {
+            let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name));
+            line.unwrap().split_once(": ").unwrap().1.to_owned()
+        };
+        let cookie = header("set-cookie").split(';').next().unwrap().to_owned();
+        let back = world.issuer.approve(&header("location"), "alice");
+        let request = world.client(true).get(back).header("Cookie", cookie);
+        let landed = request.send().await.unwrap();
+        assert_eq!((landed.status().as_u16(), location(&landed)), (302, "/"), "{target}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_out_is_asked_for_and_cannot_be_done_to_others() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let mut browser = Browser::new(&world);
+    browser.sign_in("/").await;
+    let url = world.url(HOST, "/.dormouse/sign-out");
+    assert_eq!(browser.open(&url).await.status(), 200);
+    assert!(browser.has("__Host-dormouse"), "asking is not doing");
+    let post = async |origin: Option<String>| {
+        let mut request = browser.client.post(&url).header("Cookie", browser.cookie_header());
+        if let Some(origin) = origin {
+            request = request.header("Origin", origin);
+        }
+        request.send().await.unwrap()
+    };
+    assert_eq!(post(Some("https://evil.test".to_owned())).await.status(), 403);
+    assert_eq!(post(None).await.status(), 403);
+    let own = format!("https://{HOST}:{}", world.address.port());
+    let out = post(Some(own)).await;
+    assert_eq!(out.status(), 303);
+    assert_eq!(location(&out), format!("{}/end-session?client_id=dormouse-gate", world.issuer.url));
+    browser.keep(&out);
+    assert!(browser.cookies.is_empty());
+}
