@@ -1,0 +1,164 @@
+//! `dormouse dev`: the whole system in one process on loopback, with local processes in place of a
+//! cluster's pods. Every service is the one that runs in production.
+
+mod cluster_side;
+mod people;
+mod place;
+mod ready;
+mod services;
+mod workloads;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::{cluster_side::ClusterSide, place::Place};
+pub use place::{database, issuer_of};
+
+#[derive(Args, Debug, Clone)]
+pub struct Options {
+    /// Where everything is kept: objects, volumes, people, keys
+    #[arg(long, value_name = "DIR", default_value = ".dormouse")]
+    data_dir: PathBuf,
+    /// The one HTTPS port
+    #[arg(long, value_name = "PORT", default_value_t = 8443)]
+    https_port: u16,
+    #[arg(long, value_name = "PORT", default_value_t = 2222)]
+    ssh_port: u16,
+    /// Hosts are auth.DOMAIN, portal.DOMAIN and <name>--<project>.DOMAIN
+    #[arg(long, value_name = "DOMAIN", default_value = "localhost", value_parser = base_domain)]
+    base_domain: String,
+    /// Put a workload to sleep after this long without a person's doing, such as 30m
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = idle_after)]
+    idle_after: Duration,
+    /// Write a JSON file with addresses and credentials when all is up
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Use this API server, with this machine as one of its nodes, in place of the embedded one
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// Below this a person who reads is taken for one who left.
+const IDLE_SENSIBLE: Duration = Duration::from_secs(600);
+const IDLE_MIN: Duration = Duration::from_secs(1);
+
+fn idle_after(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "not a length of time such as 20s, 30m or 2h".to_owned())?;
+    if duration < IDLE_MIN {
+        return Err("at least 1s is needed".to_owned());
+    }
+    Ok(duration)
+}
+
+fn base_domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("not a domain name in lower case such as localhost or dev.example.org".to_owned())
+    }
+}
+
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    runtime::telemetry::init();
+    let place = Place::open(&options.data_dir)?;
+    let https = bind(options.https_port, "--https-port").await?;
+    let ssh = bind(options.ssh_port, "--ssh-port").await?;
+    if let Some(file) = &options.ready_file {
+        ready::remove(file)?;
+    }
+    if options.idle_after < IDLE_SENSIBLE {
+        tracing::warn!(
+            idle_after = %humantime::format_duration(options.idle_after),
+            "under ten minutes somebody who only reads looks the same as nobody",
+        );
+    }
+
+    // Three ends, in this order: the services, then the pods, then the API server.
+    let stop = CancellationToken::new();
+    runtime::shutdown::on_signals(stop.clone()).context("signals cannot be handled")?;
+    let starting = Box::pin(start(&options, &place, https, ssh, &stop));
+    let (cluster_side, services) = tokio::select! {
+        started = starting => started?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let ended = services.ended().await;
+    tracing::info!("stopping the workloads");
+    cluster_side.end().await;
+    ended
+}
+
+/// Brings everything up, in the order in which things need each other.
+async fn start(
+    options: &Options,
+    place: &Place,
+    https: TcpListener,
+    ssh: TcpListener,
+    stop: &CancellationToken,
+) -> anyhow::Result<(ClusterSide, services::Services)> {
+    let cluster_side = ClusterSide::start(options.kubeconfig.as_deref(), place).await?;
+    let result = start_services(options, place, https, ssh, stop, &cluster_side).await;
+    match result {
+        Ok(services) => Ok((cluster_side, services)),
+        Err(error) => {
+            // Whatever was started is stopped: no process is left behind.
+            stop.cancel();
+            cluster_side.end().await;
+            Err(error)
+        }
+    }
+}
+
+async fn start_services(
+    options: &Options,
+    place: &Place,
+    https: TcpListener,
+    ssh: TcpListener,
+    stop: &CancellationToken,
+    cluster_side: &ClusterSide,
+) -> anyhow::Result<services::Services> {
+    let client = cluster_side.client();
+    cluster::crds::apply(&client, Duration::from_secs(30)).await?;
+    let addresses = services::Addresses::new(options, https.local_addr()?, ssh.local_addr()?);
+    place.keep_issuer(&addresses.issuer)?;
+    let people = people::ensure(place, &addresses.issuer).await?;
+    let services =
+        services::start(options, place, &addresses, client.clone(), https, ssh, stop).await?;
+    let created = workloads::ensure(&client).await?;
+    services.wait_until_healthy().await?;
+    let kinds = workloads::wait_until_settled(&client, &created).await;
+    ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &kinds)?;
+    Ok(services)
+}
+
+async fn bind(port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(("127.0.0.1", port)).await.map_err(|error| {
+        anyhow::anyhow!(
+            "cannot listen on 127.0.0.1:{port}: {error}; stop what uses it, or choose another port with {flag}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_say_what_is_wrong() {
+        assert!(idle_after("20s").is_ok());
+        assert!(idle_after("soon").unwrap_err().contains("such as 20s"));
+        assert!(idle_after("0s").is_err());
+        assert!(base_domain("localhost").is_ok() && base_domain("dev.example.org").is_ok());
+        for bad in ["", "Local", "a..b", "a/b", ".a"] {
+            assert!(base_domain(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use axum::Router;
+use runtime::settings;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{listen, run_with_admin, start};
+
+/// The file of `dormouse authserver`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// Plain HTTP, behind the proxy.
+    listen: SocketAddr,
+    /// Health and metrics; never to be reached from outside.
+    admin_listen: SocketAddr,
+    /// Standard output when unset.
+    #[serde(default)]
+    audit_file: Option<PathBuf>,
+    authserver: authserver::Config,
+}
+
+pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
+    let settings: Settings = settings::load(file)?;
+    let ctx = start("authserver", settings.audit_file.as_deref())?;
+    let listener = listen(settings.listen, "listen").await?;
+    let admin = listen(settings.admin_listen, "admin_listen").await?;
+    let service = authserver::serve(settings.authserver, listener, ctx.clone());
+    run_with_admin(service, admin, Router::new(), ctx).await
+}

@@ -1,0 +1,205 @@
+//! Wires each service: its settings, its connections, its admin port. Used by the single services
+//! and by `dormouse dev` alike.
+
+pub mod authserver;
+pub mod controller;
+pub mod portal;
+pub mod proxy;
+pub mod ssh_gateway;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::Router;
+use domain::{
+    activity::Tracker,
+    route::RouteTable,
+    token::{Expected, Verifier},
+    wake::WakeRequest,
+};
+use jiff::Timestamp;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use runtime::{
+    admin,
+    audit::Audit,
+    health::Health,
+    jwks::{self, JwksFollower},
+    service::Context,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How far clocks of the issuer and ours may differ.
+const LEEWAY: Duration = Duration::from_secs(30);
+/// Verified tokens that are remembered: about 2 KiB each.
+const TOKENS: usize = 20_000;
+/// Wishes to wake that may wait; each is repeated while somebody waits, so losing one delays only.
+const WAKES: usize = 1024;
+
+/// Who issues the tokens, and where that is asked from here.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerSettings {
+    /// The issuer's public URL, such as `https://auth.example.org`.
+    pub url: String,
+    /// Where it is reached from here, if not by its public URL, such as `http://authserver:8081`.
+    #[serde(default)]
+    pub internal_url: Option<String>,
+    /// A file with certificates of an authority to trust besides the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// What tokens must be made for.
+    #[serde(default = "audience")]
+    pub audience: String,
+}
+
+fn audience() -> String {
+    "dormouse".to_owned()
+}
+
+impl IssuerSettings {
+    pub fn internal(&self) -> &str {
+        self.internal_url.as_deref().unwrap_or(&self.url).trim_end_matches('/')
+    }
+
+    pub fn http(&self) -> anyhow::Result<reqwest::Client> {
+        Ok(runtime::http::client(self.ca_file.as_deref())?)
+    }
+
+    /// A verifier whose keys are kept fresh.
+    pub fn verifier(
+        &self,
+        http: &reqwest::Client,
+        ctx: &Context,
+    ) -> anyhow::Result<(Arc<Verifier>, JwksFollower)> {
+        let expected = Expected {
+            issuer: self.url.trim_end_matches('/').to_owned(),
+            audience: self.audience.clone(),
+            leeway: LEEWAY,
+        };
+        let verifier = Arc::new(Verifier::new(expected, TOKENS));
+        let url = format!("{}/.well-known/jwks.json", self.internal());
+        let url =
+            url.parse().with_context(|| format!("issuer.url or internal_url: {url} is no URL"))?;
+        let follower = jwks::follow(url, http.clone(), verifier.clone(), ctx);
+        Ok((verifier, follower))
+    }
+}
+
+/// The cluster that a file names, else the one that this runs in, else kubectl's.
+pub async fn kube_config(kubeconfig: Option<&Path>) -> anyhow::Result<Config> {
+    let Some(path) = kubeconfig else {
+        return Config::infer()
+            .await
+            .context("no cluster found: set kubeconfig to a file, or run inside a cluster");
+    };
+    let read = Kubeconfig::read_from(path)
+        .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
+    Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("cannot use the kubeconfig {}", path.display()))
+}
+
+pub async fn kube_client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    Client::try_from(kube_config(kubeconfig).await?).context("the API server cannot be used")
+}
+
+pub async fn listen(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; is it in use? Choose another with {setting}")
+    })
+}
+
+/// Starts telemetry and signals for a service that is alone in its process.
+pub fn start(service: &str, audit_file: Option<&Path>) -> anyhow::Result<Context> {
+    runtime::telemetry::init();
+    let audit = match audit_file {
+        Some(path) => Audit::to_file(service, path)
+            .with_context(|| format!("cannot write the audit log {}", path.display()))?,
+        None => Audit::to_stdout(service),
+    };
+    let shutdown = CancellationToken::new();
+    runtime::shutdown::on_signals(shutdown.clone()).context("signals cannot be handled")?;
+    Ok(Context { registry: prometheus::Registry::new(), audit, health: Health::new(), shutdown })
+}
+
+/// The parts that a gateway needs of the cluster.
+pub struct Gateway {
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    pub wake: mpsc::Sender<WakeRequest>,
+    /// To be mounted on the admin port.
+    pub activity: Router,
+}
+
+/// Watches routes, carries wakes, and answers for activity.
+pub fn gateway(client: Client, base_domain: &str, ctx: &Context) -> Gateway {
+    let tracker = Arc::new(Tracker::new());
+    let options = cluster::routes::Options { base_domain: base_domain.to_owned() };
+    let routes =
+        cluster::routes::watch(client.clone(), options, tracker.clone(), ctx.shutdown.clone());
+    let (wake, requests) = mpsc::channel(WAKES);
+    tokio::spawn(cluster::wake::run(client, requests, ctx.shutdown.clone()));
+    let name = uuid::Uuid::new_v4().to_string();
+    let activity = runtime::activity::router(name, Timestamp::now(), tracker);
+    watch_health(routes.clone(), ctx);
+    Gateway { routes, wake, activity }
+}
+
+/// Not ready until the first whole route table.
+fn watch_health(mut routes: watch::Receiver<Arc<RouteTable>>, ctx: &Context) {
+    let ctx = ctx.clone();
+    ctx.health.set("routes", Err("the cluster has not been listed yet".to_owned()));
+    tokio::spawn(async move {
+        tokio::select! {
+            synced = routes.wait_for(|table| table.is_synced()) => {
+                if synced.is_ok() {
+                    ctx.health.set("routes", Ok(()));
+                }
+            }
+            () = ctx.shutdown.cancelled() => {}
+        }
+    });
+}
+
+/// Runs a service and its admin port until both have ended; the first error ends both.
+pub async fn run_with_admin<F>(
+    service: F,
+    admin: TcpListener,
+    extra: Router,
+    ctx: Context,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    tasks.spawn(service);
+    let admin_ctx = ctx.clone();
+    tasks.spawn(async move {
+        admin::serve(admin, admin_ctx, extra).await.context("the admin port failed")
+    });
+    let mut first_error = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let result = ended.context("a service broke down").flatten();
+        if let Err(error) = result
+            && first_error.is_ok()
+        {
+            first_error = Err(error);
+        }
+        ctx.shutdown.cancel();
+    }
+    first_error
+}

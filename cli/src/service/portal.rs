@@ -1,0 +1,89 @@
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use axum::Router;
+use cluster::resources::WorkloadResource;
+use domain::token::Verifier;
+use futures::StreamExt;
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, Store},
+        watcher,
+    },
+};
+use runtime::{service::Context, settings};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
+
+/// The file of `dormouse portal`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// Plain HTTP, behind the proxy.
+    listen: SocketAddr,
+    /// Health and metrics; never to be reached from outside.
+    admin_listen: SocketAddr,
+    /// Standard output when unset.
+    #[serde(default)]
+    audit_file: Option<PathBuf>,
+    /// The cluster this runs in when unset.
+    #[serde(default)]
+    kubeconfig: Option<PathBuf>,
+    /// Hosts of workloads are `<name>--<project>.<base_domain>`.
+    base_domain: String,
+    issuer: IssuerSettings,
+    portal: portal::Config,
+}
+
+pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
+    let settings: Settings = settings::load(file)?;
+    let ctx = start("portal", settings.audit_file.as_deref())?;
+    let client = kube_client(settings.kubeconfig.as_deref()).await?;
+    let http = settings.issuer.http()?;
+    let (verifier, _) = settings.issuer.verifier(&http, &ctx)?;
+    let listener = listen(settings.listen, "listen").await?;
+    let admin = listen(settings.admin_listen, "admin_listen").await?;
+    let service =
+        serve(settings.portal, client, settings.base_domain, verifier, listener, ctx.clone());
+    run_with_admin(service, admin, Router::new(), ctx).await
+}
+
+/// Runs the portal on what it needs of the cluster.
+pub async fn serve(
+    config: portal::Config,
+    client: Client,
+    base_domain: String,
+    verifier: Arc<Verifier>,
+    listener: TcpListener,
+    ctx: Context,
+) -> anyhow::Result<()> {
+    let routes = gateway(client.clone(), &base_domain, &ctx).routes;
+    let workspaces = store(client.clone(), &ctx);
+    let apps = store(client, &ctx);
+    let inputs = portal::Inputs { routes, workspaces, apps, verifier };
+    portal::serve(config, inputs, listener, ctx).await.context("the portal failed")
+}
+
+/// A local copy of a kind, kept by a watch until shutdown.
+fn store<W: WorkloadResource>(client: Client, ctx: &Context) -> Store<W> {
+    let (reader, writer) = reflector::store();
+    let shutdown = ctx.shutdown.clone();
+    let events = watcher(Api::<W>::all(client), watcher::Config::default()).default_backoff();
+    tokio::spawn(async move {
+        let follow = reflector::reflector(writer, events).for_each(|_| std::future::ready(()));
+        tokio::select! {
+            () = follow => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    reader
+}

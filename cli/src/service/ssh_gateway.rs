@@ -1,0 +1,75 @@
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use axum::Router;
+use kube::Client;
+use runtime::{service::Context, settings};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
+
+/// The file of `dormouse ssh-gateway`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// SSH.
+    listen: SocketAddr,
+    /// Health, metrics and activity; never to be reached from outside.
+    admin_listen: SocketAddr,
+    /// Standard output when unset.
+    #[serde(default)]
+    audit_file: Option<PathBuf>,
+    /// The cluster this runs in when unset.
+    #[serde(default)]
+    kubeconfig: Option<PathBuf>,
+    /// The domain of the workloads' hosts, the same as the proxy's.
+    base_domain: String,
+    issuer: IssuerSettings,
+    ssh: ssh_gateway::Config,
+}
+
+pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
+    let settings: Settings = settings::load(file)?;
+    let ctx = start("ssh-gateway", settings.audit_file.as_deref())?;
+    let client = kube_client(settings.kubeconfig.as_deref()).await?;
+    let listener = listen(settings.listen, "listen").await?;
+    let admin = listen(settings.admin_listen, "admin_listen").await?;
+    let Settings { base_domain, issuer, ssh: config, .. } = settings;
+    let parts = Parts { config, issuer, base_domain, client, listener };
+    let (service, activity) = parts.build(&ctx)?;
+    run_with_admin(service, admin, activity, ctx).await
+}
+
+/// Everything an SSH gateway is made of.
+pub struct Parts {
+    pub config: ssh_gateway::Config,
+    pub issuer: IssuerSettings,
+    pub base_domain: String,
+    pub client: Client,
+    pub listener: TcpListener,
+}
+
+impl Parts {
+    /// The running service, and what its admin port answers besides health and metrics.
+    pub fn build(
+        self,
+        ctx: &Context,
+    ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
+        let http = self.issuer.http().context("issuer")?;
+        let (verifier, _) = self.issuer.verifier(&http, ctx)?;
+        let gateway = gateway(self.client, &self.base_domain, ctx);
+        let inputs = ssh_gateway::Inputs {
+            routes: gateway.routes,
+            wake: gateway.wake,
+            verifier,
+            http,
+            listener: self.listener,
+        };
+        Ok((ssh_gateway::serve(self.config, inputs, ctx.clone()), gateway.activity))
+    }
+}
