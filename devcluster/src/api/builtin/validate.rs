@@ -1,6 +1,6 @@
 //! Validation of built-in types: what would be dangerous to accept is refused.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::names;
 use crate::api::registry::Resource;
@@ -29,7 +29,7 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec
             }
         }
         ("apps", "statefulsets") => {
-            workload(spec, &mut errors);
+            workload(&with_claim_volumes(spec), &mut errors);
             if let Some(old) = old {
                 const MUTABLE: [&str; 7] = [
                     "replicas",
@@ -117,6 +117,23 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec
         _ => {}
     }
     errors
+}
+
+/// A StatefulSet's spec with a volume for each claim template, as its pods will have it.
+fn with_claim_volumes(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let claims = spec["volumeClaimTemplates"].as_array().cloned().unwrap_or_default();
+    let names = claims.into_iter().filter_map(|claim| claim.pointer("/metadata/name").cloned());
+    if let Some(pod) = spec.pointer_mut("/template/spec").and_then(Value::as_object_mut)
+        && let Some(volumes) = pod.entry("volumes").or_insert_with(|| json!([])).as_array_mut()
+    {
+        for name in names {
+            if volumes.iter().all(|volume| volume["name"] != name) {
+                volumes.push(json!({"name": name}));
+            }
+        }
+    }
+    spec
 }
 
 fn immutable(new: &Value, old: &Value, path: &str, errors: &mut Vec<FieldError>) {

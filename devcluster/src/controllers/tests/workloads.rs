@@ -1,4 +1,5 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -29,7 +30,9 @@ pub fn statefulset() -> serde_json::Value {
             "replicas": 1, "serviceName": "lab", "selector": {"matchLabels": {"app": "lab"}},
             "template": {
                 "metadata": {"labels": {"app": "lab"}},
-                "spec": {"containers": [{"name": "lab", "image": "one"}]},
+                "spec": {"containers": [{
+                    "name": "lab", "image": "one", "volumeMounts": [{"name": "home", "mountPath": "/home/lab"}],
+                }]},
             },
             "volumeClaimTemplates": [{
                 "metadata": {"name": "home"},
@@ -216,5 +219,50 @@ async fn a_pod_without_a_node_says_why_and_is_bound_when_one_comes() {
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.client.clone());
     let node = nodes.get("node").await.unwrap();
     assert_eq!(node.spec.unwrap().pod_cidr.as_deref(), Some("127.77.0.0/24"));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_counts_its_pods_and_lets_them_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = TestCluster::start(dir.path()).await;
+    let _: Job = cluster
+        .create(json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train"},
+            "spec": {
+                "completions": 2, "parallelism": 2, "completionMode": "Indexed",
+                "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "t", "image": "t"}]}},
+            },
+        }))
+        .await;
+    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
+    until(&jobs, "train", "2 ready", |job| {
+        job.and_then(|job| job.status.as_ref()?.ready) == Some(2)
+    })
+    .await;
+    let ended = json!({"status": {"phase": "Succeeded"}});
+    let names: Vec<_> = pods
+        .list(&ListParams::default().labels("job-name=train"))
+        .await
+        .unwrap()
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    for name in &names {
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&ended)).await.unwrap();
+    }
+    let complete = |job: Option<&Job>| {
+        let conditions =
+            job.and_then(|job| job.status.as_ref()?.conditions.clone()).unwrap_or_default();
+        conditions.iter().any(|it| it.type_ == "Complete" && it.status == "True")
+    };
+    let job = until(&jobs, "train", "complete", complete).await.unwrap();
+    let status = job.status.unwrap();
+    assert_eq!((status.succeeded, status.completed_indexes.as_deref()), (Some(2), Some("0,1")));
+    jobs.delete("train", &kube::api::DeleteParams::foreground()).await.unwrap();
+    until_gone(&jobs, "train").await;
+    for name in &names {
+        until_gone(&pods, name).await;
+    }
     cluster.stop().await;
 }
