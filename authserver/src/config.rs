@@ -114,3 +114,58 @@ fn default_scopes() -> Vec<String> {
 fn loopback() -> Vec<Cidr> {
     Cidr::loopback()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        runtime::settings::load(Some(file.path())).map_err(|error| error.to_string())
+    }
+
+    const LEAST: &str = r#"
+issuer = "https://auth.example.com"
+base_domain = "example.com"
+database = "auth.db"
+client_secret_file = "gate-secret"
+"#;
+
+    #[test]
+    fn the_least_is_enough() {
+        let config = load(LEAST).unwrap();
+        assert_eq!(config.audience, "dormouse");
+        assert_eq!(config.access_token_lifetime, Duration::from_secs(600));
+        assert_eq!(config.trusted_proxies, Cidr::loopback());
+        assert!(config.clients.is_empty());
+    }
+
+    #[test]
+    fn all_that_can_be_set() {
+        let more = r#"
+access_token_lifetime = "5m"
+session_idle = "1h 30m"
+trusted_proxies = ["10.0.0.0/8"]
+[[clients]]
+id = "grafana"
+secret_file = "grafana-secret"
+redirect_uris = ["https://grafana.example.com/login/generic_oauth"]
+"#;
+        let config = load(&format!("{LEAST}{more}")).unwrap();
+        assert_eq!(config.session_idle, Duration::from_secs(5400));
+        assert_eq!(config.clients[0].scopes, ["openid", "profile", "email", "groups"]);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let says = |line: &str| load(&format!("{LEAST}{line}")).unwrap_err();
+        assert!(says("sesion_idle = \"1h\"").contains("did you mean `session_idle`"));
+        assert!(says("trusted_proxies = [\"10\"]").contains("is not a network"));
+        assert!(says("[[clients]]\nid = \"x\"\nredirects = []").contains("redirects"));
+        let issuer = load(&LEAST.replace("https://auth", "http://auth")).unwrap_err();
+        assert!(issuer.contains("the issuer must look like"), "{issuer}");
+    }
+}

@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod http;
 mod issuer;
+mod listen;
 mod metrics;
 mod password;
 mod pkce;

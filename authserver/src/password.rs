@@ -19,6 +19,9 @@ pub const PASSWORD_MAX: usize = 1024;
 /// How long a sign-in waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 
+/// How many wait for a turn at once: what is done in that time, and no more.
+const WAITING_MAX: usize = 200;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
     #[error("a password must have between 1 and {PASSWORD_MAX} bytes")]
@@ -34,15 +37,21 @@ pub enum PasswordError {
 #[derive(Debug, Clone)]
 pub struct Passwords {
     turns: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 impl Default for Passwords {
     fn default() -> Self {
-        Self { turns: Arc::new(Semaphore::new(available_parallelism().map_or(1, Into::into))) }
+        Self::with_turns(available_parallelism().map_or(1, Into::into))
     }
 }
 
 impl Passwords {
+    fn with_turns(turns: usize) -> Self {
+        let places = Arc::new(Semaphore::new(turns + WAITING_MAX));
+        Self { turns: Arc::new(Semaphore::new(turns)), places }
+    }
+
     /// The PHC string that is stored.
     pub async fn hash(&self, password: &str) -> Result<String, PasswordError> {
         if password.is_empty() || password.len() > PASSWORD_MAX {
@@ -84,11 +93,13 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, PasswordError> {
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| PasswordError::Busy)?;
         let turn = timeout(TURN, self.turns.clone().acquire_owned());
         let turn = turn.await.ok().and_then(Result::ok).ok_or(PasswordError::Busy)?;
         spawn_blocking(move || {
             // Held by the thread: a caller that goes away must not let more than its turn run.
-            let _turn = turn;
+            let _held = (turn, place);
             work()
         })
         .await
@@ -149,7 +160,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_for_a_turn_is_told_so() {
-        let passwords = Passwords { turns: Arc::new(Semaphore::new(0)) };
+        let passwords = Passwords::with_turns(0);
         assert_eq!(passwords.check("x", None).await, Err(PasswordError::Busy));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_24_a_crowd_is_turned_away_at_once() {
+        let passwords = Passwords::with_turns(0);
+        let begun = tokio::time::Instant::now();
+        let tries = (0..WAITING_MAX + 50).map(|_| {
+            let passwords = passwords.clone();
+            tokio::spawn(async move {
+                let _ = passwords.check("x", None).await;
+                begun.elapsed()
+            })
+        });
+        let mut at_once = 0;
+        for task in tries.collect::<Vec<_>>() {
+            at_once += usize::from(task.await.unwrap().is_zero());
+        }
+        assert_eq!(at_once, 50);
     }
 }

@@ -1,12 +1,10 @@
 //! Wires the server together: settings in, a router and a serving loop out.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::Context as _;
 use axum::Router;
 use domain::token::{Expected, KeySet, Verifier};
 use jiff::Timestamp;
@@ -20,6 +18,7 @@ use crate::{
     config::Config,
     http,
     issuer::{GateHosts, Issuer},
+    listen,
     metrics::Metrics,
     secret::Sealer,
     signing::KeyRing,
@@ -37,9 +36,6 @@ const VERIFIED: usize = 4096;
 const FEED_CHECK: Duration = Duration::from_secs(1);
 
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
-
-/// How long running requests may take when the server stops.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Tells the time. Given from outside, so that tests can say that a code has expired.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -140,30 +136,19 @@ impl Authserver {
     }
 
     /// Serves until the shutdown, and then as long as requests run, up to ten seconds.
-    pub async fn serve(self, listener: TcpListener) -> anyhow::Result<()> {
-        let shutdown = self.context.shutdown.clone();
+    pub async fn serve(self, listener: TcpListener) {
         let upkeep = tokio::spawn(keep_up(self.app.clone(), self.context.clone()));
-        let service = self.router().into_make_service_with_connect_info::<SocketAddr>();
-        let serving = axum::serve(listener, service)
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        let late = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        let served = tokio::select! {
-            served = serving => served,
-            () = late => Ok(()),
-        };
+        listen::serve(listener, self.router(), self.context.shutdown.clone()).await;
         upkeep.abort();
         self.app.store.close().await;
-        served.context("the authserver's listener failed")
     }
 }
 
 /// Serves the provider on the listener, as plain HTTP behind the gateways, until the shutdown.
 pub async fn serve(config: Config, listener: TcpListener, context: Context) -> anyhow::Result<()> {
     let clock: Clock = Arc::new(Timestamp::now);
-    Authserver::open(&config, context, clock).await?.serve(listener).await
+    Authserver::open(&config, context, clock).await?.serve(listener).await;
+    Ok(())
 }
 
 /// Follows the feed's version, reports health, deletes what is over.

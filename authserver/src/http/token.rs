@@ -94,10 +94,7 @@ async fn answer(
     if form.has_doubled() {
         return Err(OAuthError::new("invalid_request", "a parameter is given more than once"));
     }
-    let client = authenticate(app, headers, form).await.inspect_err(|error| {
-        let detail = Some(error.error);
-        record(app, caller, None, form.get("client_id"), Outcome::Denied, detail);
-    })?;
+    let client = authenticate(app, headers, form).await?;
     let redeemed = match form.get("grant_type") {
         Some("authorization_code") => redeem_code(app, caller, &client, form).await,
         Some("refresh_token") => redeem_refresh_token(app, caller, &client, form).await,
@@ -110,13 +107,16 @@ async fn answer(
         None => return Err(OAuthError::new("invalid_request", "grant_type is missing")),
     };
     let (grant, redeemed, refresh_token) = redeemed.inspect_err(|error| {
-        let detail = Some(error.description.as_str());
-        record(app, caller, None, Some(&client.id), Outcome::Denied, detail);
+        // Anybody can say that they are a public client, and fill the log with it.
+        if client.kind != ClientKind::Public {
+            let detail = Some(error.description.as_str());
+            record(app, caller, None, &client, Outcome::Denied, detail);
+        }
     })?;
     let issued = issue(app, caller, &client, &redeemed, refresh_token).await?;
     app.metrics.tokens_issued.with_label_values(&[grant]).inc();
     let who = Some(redeemed.session.person.name.as_str());
-    record(app, caller, who, Some(&client.id), Outcome::Allowed, Some(grant));
+    record(app, caller, who, &client, Outcome::Allowed, Some(grant));
     Ok(issued)
 }
 
@@ -300,15 +300,14 @@ fn record(
     app: &Server,
     caller: Caller,
     who: Option<&str>,
-    client: Option<&str>,
+    client: &Client,
     outcome: Outcome,
     detail: Option<&str>,
 ) {
-    let to = client.map(|client| format!("Client {}", client.get(..128).unwrap_or(client)));
     let event = Event {
         who,
         did: if outcome == Outcome::Allowed { "token-issued" } else { "refused" },
-        to: to.as_deref(),
+        to: Some(&format!("Client {}", client.id)),
         from: Some(caller.address),
         credential: None,
         outcome,

@@ -154,6 +154,29 @@ async fn attack_16_no_secret_reaches_the_audit_log() {
 }
 
 #[tokio::test]
+async fn attack_24_strangers_do_not_fill_the_log() {
+    let server = Server::start().await;
+    let mut stranger = Browser::default();
+    let ticket = page(&mut stranger, &server).await;
+    for _ in 0..40 {
+        stranger.submit(&server, &ticket, "alice", "guess").await;
+        server.redeem(("dormouse-gate", "wrong"), "code").await;
+        server.get(&authorize_with(&[])).await;
+    }
+    // A later event, so that all earlier ones are written.
+    let mut bob = Browser::default();
+    bob.sign_in(&server, &authorize_with(&[]), "bob").await;
+    let log = loop {
+        let log = server.audit();
+        if log.contains("\"authorized\"") {
+            break log;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(log.matches("\"refused\"").count(), 5, "{log}");
+}
+
+#[tokio::test]
 async fn the_start_page_signs_in_too() {
     let server = Server::start().await;
     let mut browser = Browser::default();
