@@ -1,0 +1,141 @@
+//! Shells and commands, through the gateway and the agent, with OpenSSH.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    io::{Read, Write},
+    os::fd::AsRawFd,
+    process::Stdio,
+};
+
+use nix::pty::{Winsize, openpty};
+use support::{World, openssh_is_here, run, text};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_has_its_code_and_a_standard_error_of_its_own() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let command = "echo $((6*7)); echo oops >&2; exit 3";
+    let output = run(world.ssh(&["lab@127.0.0.1", command])).await;
+    assert_eq!(text(&output.stdout), "42\n");
+    assert_eq!(text(&output.stderr), "oops\n");
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(world.doing().as_deref(), Some("ran a command"));
+    let output = run(world.ssh(&["lab.alice@127.0.0.1", "pwd; kill -TERM $$"])).await;
+    assert_eq!(text(&output.stdout).trim(), world.home.to_str().unwrap());
+    assert_eq!(output.status.code(), Some(255), "ended by a signal, as with sshd");
+    let output =
+        run(world.ssh(&["-o", "SetEnv=LC_X=y LD_PRELOAD=z", "lab@127.0.0.1", "env"])).await;
+    let environment = text(&output.stdout);
+    assert!(environment.contains("LC_X=y\n"), "{environment}");
+    assert!(!environment.contains("LD_PRELOAD=z"), "{environment}");
+    assert!(!environment.contains("DORMOUSE_AGENT"), "{environment}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standard_input_streams_and_ends() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let mut command = world.ssh(&["lab@127.0.0.1", "wc -c; echo end"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // More than all buffers on the way hold.
+    let chunk = vec![b'x'; 1 << 20];
+    for _ in 0..24 {
+        stdin.write_all(&chunk).await.unwrap();
+    }
+    drop(stdin);
+    let mut out = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), [&(24 << 20).to_string(), "end"]);
+    assert!(child.wait().await.unwrap().success());
+    assert_eq!(world.doing().as_deref(), Some("typed in a shell"));
+}
+
+fn resize(terminal: &impl AsRawFd, rows: u16, columns: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: an open descriptor and a value that outlives the call.
+    assert_eq!(unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &size) }, 0);
+}
+
+/// Reads until the text appears.
+fn expect(terminal: &mut std::fs::File, wanted: &str) -> String {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = terminal.read(&mut buffer).unwrap();
+        seen.extend_from_slice(&buffer[..read]);
+        if text(&seen).contains(wanted) {
+            return text(&seen);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_shell_has_a_terminal_that_follows_a_resize() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let pair = openpty(None, None).unwrap();
+    resize(&pair.master, 33, 101);
+    let mut command = world.ssh(&["-tt", "lab@127.0.0.1"]);
+    let slave = || Stdio::from(pair.slave.try_clone().unwrap());
+    command.env("TERM", "xterm-256color").stdin(slave()).stdout(slave()).stderr(slave());
+    // SAFETY: two system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0);
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    drop(pair.slave);
+    let terminal = tokio::task::spawn_blocking(move || {
+        let mut terminal = std::fs::File::from(pair.master);
+        terminal.write_all(b"echo $TERM; tty; echo $0; stty size; echo o''ne\n").unwrap();
+        let seen = expect(&mut terminal, "one\r\n");
+        assert!(seen.contains("xterm-256color"), "{seen}");
+        assert!(seen.contains("/dev/pts/"), "{seen}");
+        assert!(seen.contains("\r\n-"), "a login shell's name starts with a hyphen: {seen}");
+        assert!(seen.contains("33 101"), "{seen}");
+        resize(&terminal, 50, 140);
+        // The signal and the message take their time: the shell waits for the new size.
+        let wait = "until stty size | grep -q '50 140'; do sleep 0.05; done; echo t''wo; exit 7\n";
+        terminal.write_all(wait.as_bytes()).unwrap();
+        expect(&mut terminal, "two");
+        terminal
+    });
+    let terminal = terminal.await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(7));
+    drop(terminal);
+    assert_eq!(world.doing().as_deref(), Some("typed in a shell"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_session_hangs_up_on_its_program() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let mark = world.path("mark");
+    let line = format!(
+        "exec 2>/dev/null; trap 'echo hup > {}; exit' HUP; echo up; while :; do sleep 0.05; done",
+        mark.display()
+    );
+    let mut command = world.ssh(&["lab@127.0.0.1", &line]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 3]).await.unwrap();
+    child.kill().await.unwrap();
+    while std::fs::read_to_string(&mark).ok().as_deref() != Some("hup\n") {
+        tokio::task::yield_now().await;
+    }
+}
