@@ -88,3 +88,50 @@ async fn connection(
         tracing::debug!(%error, %peer, "a connection broke");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Notify,
+    };
+
+    use super::*;
+
+    async fn ask(address: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_running_request_is_finished_and_an_idle_connection_closed() {
+        let (begun, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let router = {
+            let (begun, finish) = (begun.clone(), finish.clone());
+            Router::new().route(
+                "/",
+                get(async move || {
+                    begun.notify_one();
+                    finish.notified().await;
+                    "done"
+                }),
+            )
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, router, shutdown.clone()));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let mut running = ask(address).await;
+        begun.notified().await;
+        shutdown.cancel();
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+        finish.notify_one();
+        let mut answer = String::new();
+        running.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+        serving.await.unwrap();
+    }
+}

@@ -189,7 +189,8 @@ pub(super) async fn read(app: &Server, query: &str) -> Result<AuthorizationReque
 }
 
 impl AuthorizationRequest {
-    fn is_satisfied_by(&self, session: &Session, now: Timestamp) -> bool {
+    /// False when the person has to sign in (again).
+    pub fn is_satisfied_by(&self, session: &Session, now: Timestamp) -> bool {
         let age = now.duration_since(session.signed_in_at).as_secs();
         self.prompt != Prompt::Always && self.max_age.is_none_or(|most| age <= most)
     }

@@ -23,11 +23,9 @@ pub(super) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     if values.next().is_some() { None } else { Some(first) }
 }
 
-/// `value` is base64url with dots at most. Without `max_age` (seconds) it ends with the browser's
-/// session; 0 removes it.
-pub(super) fn set(name: &str, value: &str, max_age: Option<i64>) -> HeaderValue {
-    let age = max_age.map(|age| format!("; Max-Age={age}")).unwrap_or_default();
-    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax{age}");
+/// `value` is base64url with dots at most; `max_age` is in seconds, and 0 removes the cookie.
+pub(super) fn set(name: &str, value: &str, max_age: i64) -> HeaderValue {
+    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={max_age}");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 

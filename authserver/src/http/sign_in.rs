@@ -107,7 +107,7 @@ pub(super) fn form_cookie(headers: &HeaderMap) -> (String, Option<HeaderValue>) 
         Some(value) if value.len() == 43 => (browser(value), None),
         _ => {
             let value = Secret::generate();
-            let cookie = cookie::set(cookie::FORM, value.as_str(), None);
+            let cookie = cookie::set(cookie::FORM, value.as_str(), DEVICE_LIFETIME);
             (browser(value.as_str()), Some(cookie))
         }
     }
@@ -181,14 +181,24 @@ pub(super) async fn submit(
         let name = if typed.chars().count() <= 100 { typed } else { "" };
         page(&app, &headers, caller.now, request, Retry { status, name, problem })
     };
-    if !is_browser(&headers, &ticket.browser) {
-        let text = "Your browser did not send back our cookie. Allow cookies for this site and \
-                    sign in again.";
-        return Ok(again(StatusCode::FORBIDDEN, text));
-    }
-    if ticket.expires_at <= caller.now.as_second() {
-        let text = "This page was open for too long. Please sign in again.";
-        return Ok(again(StatusCode::FORBIDDEN, text));
+    let stale = if cookie::get(&headers, cookie::FORM).is_none() {
+        Some("Your browser did not send back our cookie. Allow cookies for this site.")
+    } else if !is_browser(&headers, &ticket.browser) {
+        Some("This page was from an earlier visit. Please sign in again.")
+    } else if ticket.expires_at <= caller.now.as_second() {
+        Some("This page was open for too long. Please sign in again.")
+    } else {
+        None
+    };
+    if let Some(problem) = stale {
+        // Another tab may have signed in meanwhile, and then there is nothing left to ask.
+        if let Some(session) = authorize::session(&app, &headers, caller.now).await?
+            && let Some((_, request)) = &request
+            && request.is_satisfied_by(&session, caller.now)
+        {
+            return Ok(request.grant(&app, &session, caller).await?);
+        }
+        return Ok(again(StatusCode::FORBIDDEN, problem));
     }
 
     let attempt = Attempt::new(&app, &headers, typed, caller);
@@ -232,8 +242,8 @@ fn set_cookies(
     let device = Device { name: session.person.name.to_string(), id: random_id() };
     let device = seal(app, Purpose::Device, &device);
     for cookie in [
-        cookie::set(cookie::SSO, secret.as_str(), Some(age)),
-        cookie::set(cookie::DEVICE, &device, Some(DEVICE_LIFETIME)),
+        cookie::set(cookie::SSO, secret.as_str(), age),
+        cookie::set(cookie::DEVICE, &device, DEVICE_LIFETIME),
     ] {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }

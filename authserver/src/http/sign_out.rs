@@ -145,7 +145,7 @@ fn signed_out(return_to: Option<&str>) -> Response {
             Some(("/", "Sign in again")),
         ),
     };
-    let removed = cookie::set(cookie::SSO, "", Some(0));
+    let removed = cookie::set(cookie::SSO, "", 0);
     response.headers_mut().append(header::SET_COOKIE, removed);
     response
 }

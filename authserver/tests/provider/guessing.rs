@@ -72,6 +72,20 @@ async fn attack_15_ten_tabs_after_lunch_all_land() {
 }
 
 #[tokio::test]
+async fn attack_15_tabs_that_open_at_once_in_a_new_browser_land() {
+    let server = Server::start().await;
+    // None of the two has the other's cookie yet; the browser keeps the later one.
+    let mut browser = Browser::default();
+    let first = page(&mut Browser::default(), &server).await;
+    let second = page(&mut browser, &server).await;
+    let html = browser.submit(&server, &first, "alice", PASSWORD).await.text().await.unwrap();
+    assert!(html.contains("earlier visit"), "{html}");
+    location(&browser.submit(&server, &second, "alice", PASSWORD).await);
+    let to = location(&browser.submit(&server, &first, "alice", "typed wrong").await);
+    assert!(to.starts_with(CALLBACK));
+}
+
+#[tokio::test]
 async fn attack_18_guessing_is_slowed_and_nobody_is_locked_out() {
     let server = Server::start().await;
     // Alice has signed in from her own browser before.
