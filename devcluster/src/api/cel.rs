@@ -97,8 +97,18 @@ fn check_node(schema: &Schema, path: &str, errors: &mut Vec<FieldError>) {
 /// The rules that `object` breaks. What did not change is not looked at again.
 pub fn validate(schema: &Schema, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    walk(schema, object, old, "", &mut errors);
+    let (object, old) = (visible(object), old.map(visible));
+    walk(schema, &object, old.as_ref(), "", &mut errors);
     errors
+}
+
+/// The object with what rules may see of its metadata: the names.
+fn visible(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.retain(|key, _| matches!(key.as_str(), "name" | "generateName"));
+    }
+    object
 }
 
 fn walk(

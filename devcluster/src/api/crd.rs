@@ -217,6 +217,15 @@ pub fn validate(registry: &Registry, object: &Value, old: Option<&Value>) -> Vec
     if registry.iter().any(|r| !r.custom && r.group == group) {
         errors.push(FieldError::invalid("spec.group", &spec["group"], "is a built-in group"));
     }
+    let kind = spec["names"]["kind"].as_str().unwrap_or("");
+    if registry.iter().any(|r| r.custom && r.group == group && r.kind == kind && r.plural != plural)
+    {
+        errors.push(FieldError::invalid(
+            "spec.names.kind",
+            &spec["names"]["kind"],
+            format!("{kind} is already defined in the group {group}"),
+        ));
+    }
     if let Some(old) = old {
         for field in ["group", "scope"] {
             if old["spec"][field] != spec[field] {

@@ -24,6 +24,14 @@ impl Db {
     /// Opens or creates the file. The lock is exclusive: a second process on the same
     /// data directory is refused instead of corrupting what the first one holds in memory.
     pub async fn open(path: &Path) -> Result<Self, sqlx::Error> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // Made for this user alone; SQLite gives its other files the same mode.
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::from_str("sqlite://")?
             .filename(path)
             .create_if_missing(true)

@@ -187,13 +187,6 @@ fn claim(app: &App, object: &mut Value, old: Option<&Value>) {
     });
     if old.is_none() {
         object["status"] = json!({"phase": "Pending"});
-        // Protection is for claims in use; the finalizer comes with the claim.
-        let metadata = meta::metadata_mut(object);
-        metadata.entry("finalizers").or_insert_with(|| json!([]));
-    }
-    let empty = object["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty);
-    if empty {
-        meta::metadata_mut(object).remove("finalizers");
     }
 }
 
@@ -206,19 +199,12 @@ fn default_class(app: &App) -> Option<String> {
 }
 
 fn event(object: &mut Value) {
-    let namespace = meta::namespace(object).to_owned();
     if let Some(map) = object.as_object_mut() {
-        if let Some(involved) = child(map, "involvedObject")
-            && !namespace.is_empty()
-        {
-            let _ = involved;
-        }
-        if let Some(source) = map.get("source")
-            && source.is_null()
-        {
-            map.insert("source".to_owned(), json!({}));
-        }
         set_default(map, "type", "Normal");
+        // Clients written in Go have these two as structs.
+        for field in ["involvedObject", "source"] {
+            child(map, field);
+        }
     }
 }
 

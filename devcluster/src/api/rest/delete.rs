@@ -107,6 +107,17 @@ pub async fn delete_one(
 ) -> Result<(Arc<Value>, Wrote), ApiError> {
     update::change(app, call, |current| {
         let current = current.ok_or_else(|| call.not_found())?;
+        let name = call.name();
+        if call.resource.is("", "namespaces")
+            && matches!(name, "default" | "kube-system" | "kube-public")
+        {
+            return Err(ApiError::forbidden(
+                "",
+                "namespaces",
+                name,
+                "this namespace may not be deleted",
+            ));
+        }
         preconditions(call, current, options)?;
         Ok(decide(&call.resource, current, options, Timestamp::now()))
     })

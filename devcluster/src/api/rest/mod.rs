@@ -33,6 +33,9 @@ use respond::Shape;
 /// The largest request body, as API servers have it.
 pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
 
+/// How long a body may take to come.
+const BODY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// What all requests share.
 pub struct App {
     pub store: Store,
@@ -188,7 +191,11 @@ async fn route(app: &Arc<App>, request: Request<Body>) -> Result<Response<Body>,
 }
 
 async fn read_body(body: Body) -> Result<bytes::Bytes, ApiError> {
-    match http_body_util::Limited::new(body, BODY_LIMIT).collect().await {
+    let reading = http_body_util::Limited::new(body, BODY_LIMIT).collect();
+    let Ok(read) = tokio::time::timeout(BODY_DEADLINE, reading).await else {
+        return Err(ApiError::bad_request("the request's body did not come in time"));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(ApiError::too_large(BODY_LIMIT))

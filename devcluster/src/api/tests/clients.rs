@@ -83,6 +83,7 @@ async fn namespaces_come_with_an_account_and_end_with_their_finalizer() {
     assert!(Api::<ServiceAccount>::namespaced(client.clone(), "team").get("default").await.is_ok());
     api.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
 
+    assert_eq!(failure(namespaces.delete("default", &DeleteParams::default()).await).code, 403);
     let going = namespaces.delete("team", &DeleteParams::default()).await.unwrap().left().unwrap();
     assert_eq!(going.status.unwrap().phase.as_deref(), Some("Terminating"));
     let status = failure(api.create(&PostParams::default(), &config_map("b", "1")).await);

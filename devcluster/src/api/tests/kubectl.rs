@@ -109,6 +109,26 @@ async fn built_in_types_behave() {
 }
 
 #[tokio::test]
+async fn a_table_can_be_watched() {
+    if !is_there() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let kubectl = Kubectl(&cluster);
+    kubectl.run("create configmap first --from-literal=a=b", "").await;
+    let watching = kubectl.output("get configmaps --watch --request-timeout=6s", "");
+    let writing = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        kubectl.run("create configmap second --from-literal=a=b --from-literal=c=d", "").await;
+    };
+    let (output, ()) = tokio::join!(watching, writing);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Vec<&str>> =
+        text.lines().map(|line| line.split_whitespace().take(2).collect()).collect();
+    assert_eq!(rows, [["NAME", "DATA"], ["first", "1"], ["second", "2"]]);
+}
+
+#[tokio::test]
 async fn typed_commands_behave() {
     if !is_there() {
         return;

@@ -3,6 +3,7 @@
 mod clients;
 mod definitions;
 mod kubectl;
+mod logs;
 mod watches;
 mod writes;
 

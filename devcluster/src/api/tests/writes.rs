@@ -234,3 +234,28 @@ async fn what_is_fixed_cannot_be_changed() {
             .contains_key("batch.kubernetes.io/controller-uid")
     );
 }
+
+#[tokio::test]
+async fn concurrent_writers_lose_nothing() {
+    let cluster = Cluster::start().await;
+    let api: Api<ConfigMap> = Api::default_namespaced(cluster.client().await);
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"n": "0"}})).unwrap();
+    api.create(&PostParams::default(), &map).await.unwrap();
+    let writer = |api: Api<ConfigMap>| async move {
+        for _ in 0..10 {
+            loop {
+                let mut map = api.get("a").await.unwrap();
+                let data = map.data.get_or_insert_default();
+                let next = data["n"].parse::<u32>().unwrap() + 1;
+                data.insert("n".into(), next.to_string());
+                match api.replace("a", &PostParams::default(), &map).await {
+                    Ok(_) => break,
+                    Err(error) => assert_eq!(failure::<()>(Err(error)).code, 409),
+                }
+            }
+        }
+    };
+    futures::future::join_all((0..4).map(|_| writer(api.clone()))).await;
+    assert_eq!(api.get("a").await.unwrap().data.unwrap()["n"], "40");
+}
