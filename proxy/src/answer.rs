@@ -164,8 +164,8 @@ impl Refusal {
             }
             Self::CrossOrigin => words(
                 403,
-                "Cross-origin WebSocket refused",
-                "With a browser's session only the workload's own pages may open a WebSocket; use a token instead."
+                "Cross-origin request refused",
+                "With a browser's session only this host's own pages may do that; use a token instead."
                     .to_owned(),
                 None,
             ),

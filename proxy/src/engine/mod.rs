@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
-    protocols::http::v2::server::default_h2_options,
+    protocols::{TcpKeepalive, http::v2::server::default_h2_options},
     proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy},
     server::configuration::ServerConf,
     upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
@@ -30,6 +30,7 @@ use crate::{
         head::{Audience, Field, Head},
         scrub::{self, Scrub, Trust},
     },
+    tcp,
 };
 
 /// A workload that has just become ready may refuse connections for an instant more.
@@ -182,6 +183,12 @@ impl ProxyHttp for Engine {
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(POOL_IDLE);
+        peer.options.tcp_keepalive = Some(TcpKeepalive {
+            idle: tcp::KEEPALIVE_IDLE,
+            interval: tcp::KEEPALIVE_INTERVAL,
+            count: tcp::KEEPALIVE_COUNT,
+            user_timeout: Duration::ZERO,
+        });
         // An answer may take hours; how long is the workload's business.
         peer.options.read_timeout = None;
         peer.options.write_timeout = Some(self.stall_timeout);
@@ -263,27 +270,38 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> FailToProxy {
         let refusal = match (e.esource(), e.etype()) {
-            (_, ErrorType::HTTPStatus(503)) => Refusal::Unreachable,
-            (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ConnectRefused)
-            | (ErrorSource::Upstream, ErrorType::ConnectError | ErrorType::ConnectNoRoute) => {
-                Refusal::Unreachable
-            }
-            (ErrorSource::Downstream, ErrorType::WriteError)
-            | (ErrorSource::Downstream, ErrorType::ReadError)
-            | (ErrorSource::Downstream, ErrorType::ConnectionClosed) => {
+            (_, ErrorType::HTTPStatus(503))
+            | (
+                ErrorSource::Upstream,
+                ErrorType::ConnectTimedout
+                | ErrorType::ConnectRefused
+                | ErrorType::ConnectError
+                | ErrorType::ConnectNoRoute,
+            ) => None,
+            (
+                ErrorSource::Downstream,
+                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed,
+            ) => {
                 // Nobody is there to be told.
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
-            (ErrorSource::Downstream, _) => Refusal::BadRequest("The request is malformed"),
-            _ => Refusal::BadGateway,
+            (ErrorSource::Downstream, _) => Some(Refusal::BadRequest("The request is malformed")),
+            _ => Some(Refusal::BadGateway),
         };
         tracing::debug!(error = %e, "a request failed");
-        let answer = refusal.answer(ctx.audience).closing();
-        let status = answer.status;
-        if session.response_written().is_none() {
-            self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-            let _ = answer::write(session, answer).await;
+        if session.response_written().is_some() {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
+        let answer = match (refusal, &ctx.admitted) {
+            (None, Some(admitted)) => self.gate.missed(&admitted.destination, ctx.audience),
+            (refusal, _) => {
+                let refusal = refusal.unwrap_or(Refusal::Unreachable);
+                self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+                refusal.answer(ctx.audience)
+            }
+        };
+        let status = answer.status;
+        let _ = answer::write(session, answer.closing()).await;
         FailToProxy { error_code: status, can_reuse_downstream: false }
     }
 

@@ -58,7 +58,11 @@ pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, p
     loop {
         let next = match next_head(&front, &mut conn).await {
             Ok(next) => next,
-            Err(NoNext::Over) => return,
+            Err(NoNext::Over) => {
+                // So that the client knows that nothing was cut off.
+                let _ = timeout(LINGER, conn.shutdown()).await;
+                return;
+            }
             Err(NoNext::TooSlow) => return refused(&front, "slow-head"),
             Err(NoNext::Refused(refusal)) => {
                 front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
@@ -68,7 +72,7 @@ pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, p
         };
         if next.upgrade {
             let head = conn.take_ahead(next.length).freeze();
-            return Box::pin(tunnel::serve(&front, conn, &head)).await;
+            return Box::pin(tunnel::serve(&front, conn, head)).await;
         }
         conn.lend(next.length, next.body);
         match Box::pin(through_engine(&front, conn)).await {

@@ -1,6 +1,7 @@
 //! The gate: who is asking, may they, is it there, and what the upstream is told. One piece of code
 //! under every engine: an engine hands in a parsed [`Head`] and gets a [`Verdict`].
 
+mod closed;
 pub mod credential;
 pub mod head;
 pub mod host;
@@ -165,7 +166,7 @@ impl Gate {
         };
         let system = self.system_hosts.get(&host);
         if let Some(system) = system {
-            if system.closed_paths.iter().any(|closed| is_below(head.path(), closed)) {
+            if system.closed_paths.iter().any(|closed| closed::is_below(head.path(), closed)) {
                 return Err(Refusal::NotFound);
             }
             if system.access == SystemAccess::Open {
@@ -308,30 +309,32 @@ impl Gate {
         audience: Audience,
         wakes: bool,
     ) -> Result<Result<Grant, Answer>, Refusal> {
-        let progress = match grant.readiness() {
-            Readiness::Ready(_) => return Ok(Ok(grant)),
-            Readiness::Stopped => return Err(Refusal::Stopped(grant.workload().clone())),
-            Readiness::Failed(message) => {
-                return Err(Refusal::Failed(grant.workload().clone(), message.to_owned()));
-            }
-            Readiness::Asleep if !wakes => {
-                return Err(Refusal::Asleep(grant.workload().clone()));
-            }
-            Readiness::Asleep => {
-                self.waker.ask(&grant);
-                Progress { step: Step::Requested, message: "Asked to wake".to_owned() }
-            }
-            Readiness::Waking(progress) => progress,
-        };
+        let Some(progress) = self.progress(&grant, wakes)? else { return Ok(Ok(grant)) };
         if audience == Audience::Navigation {
-            let page = pages::waiting(grant.workload(), &progress);
-            let answer = Answer::page(503, page).with("Retry-After", "3".to_owned());
-            return Ok(Err(answer));
+            return Ok(Err(waiting(&grant, &progress)));
         }
         let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
         let deadline = Instant::now() + grant.wake_hold();
         let routes = self.routes.clone();
         wake::until_ready(grant, routes, &self.waker, deadline, place).await.map(Ok)
+    }
+
+    /// How far a start has come; `None` when the workload is there. Asks for one that sleeps.
+    fn progress(&self, grant: &Grant, wakes: bool) -> Result<Option<Progress>, Refusal> {
+        match grant.readiness() {
+            Readiness::Ready(_) => Ok(None),
+            Readiness::Waking(progress) => Ok(Some(progress)),
+            Readiness::Asleep if wakes => {
+                self.waker.ask(grant);
+                let message = "Asked to wake".to_owned();
+                Ok(Some(Progress { step: Step::Requested, message }))
+            }
+            Readiness::Asleep => Err(Refusal::Asleep(grant.workload().clone())),
+            Readiness::Stopped => Err(Refusal::Stopped(grant.workload().clone())),
+            Readiness::Failed(message) => {
+                Err(Refusal::Failed(grant.workload().clone(), message.to_owned()))
+            }
+        }
     }
 
     fn to_service(
@@ -376,13 +379,33 @@ impl Gate {
         match destination {
             Destination::Service { address, .. } => Some(*address),
             Destination::Workload(grant) => {
-                let table = self.routes.borrow().clone();
-                let grant = grant.renew(&table)?;
+                let grant = grant.renew(&self.routes.borrow())?;
                 let Readiness::Ready(addresses) = grant.readiness() else { return None };
                 let pick = rand::random_range(0..addresses.len().max(1));
                 addresses.get(pick).copied()
             }
         }
+    }
+
+    /// The answer when there was nobody to dial after all: a workload that fell asleep while the
+    /// request was on its way wakes, and whoever opened a page waits on ours.
+    pub fn missed(&self, destination: &Destination, audience: Audience) -> Answer {
+        let refusal = match destination {
+            Destination::Service { .. } => Refusal::Unreachable,
+            Destination::Workload(grant) => match grant.renew(&self.routes.borrow()) {
+                None => Refusal::NotFound,
+                Some(grant) => match self.progress(&grant, true) {
+                    Ok(Some(progress)) if audience == Audience::Navigation => {
+                        return waiting(&grant, &progress);
+                    }
+                    Ok(Some(_)) => Refusal::StillStarting(grant.workload().clone()),
+                    Ok(None) => Refusal::Unreachable,
+                    Err(refusal) => refusal,
+                },
+            },
+        };
+        self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+        refusal.answer(audience)
     }
 
     fn record(&self, now: Timestamp, event: Event<'_>) {
@@ -424,6 +447,11 @@ impl Gate {
     }
 }
 
+fn waiting(grant: &Grant, progress: &Progress) -> Answer {
+    Answer::page(503, pages::waiting(grant.workload(), progress))
+        .with("Retry-After", "3".to_owned())
+}
+
 fn refused<'a>() -> Event<'a> {
     Event {
         who: None,
@@ -434,42 +462,4 @@ fn refused<'a>() -> Event<'a> {
         outcome: Outcome::Denied,
         detail: None,
     }
-}
-
-/// Whether a path is below another one however it is spelled: percent signs decoded, doubled
-/// slashes, dots and case taken away. For closing paths only; what is forwarded stays as it came.
-fn is_below(path: &str, closed: &str) -> bool {
-    let mut bytes = path.as_bytes().to_vec();
-    // Twice, for whoever decodes what was decoded.
-    for _ in 0..2 {
-        bytes = percent_decode(&bytes);
-    }
-    let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase().replace('\\', "/");
-    let mut parts: Vec<&str> = Vec::new();
-    for part in text.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    let closed: Vec<&str> = closed.split('/').filter(|part| !part.is_empty()).collect();
-    parts.starts_with(&closed)
-}
-
-fn percent_decode(bytes: &[u8]) -> Vec<u8> {
-    let hex = |byte: Option<&u8>| byte.and_then(|&b| char::from(b).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let code = match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => u8::try_from(high * 16 + low).ok(),
-            _ => None,
-        };
-        decoded.push(code.unwrap_or(byte));
-        at += if code.is_some() { 3 } else { 1 };
-    }
-    decoded
 }

@@ -137,6 +137,10 @@ impl Sessions {
         if !bound {
             return failed("bad ID token", id);
         }
+        // A cookie that the browser drops would send it round in circles.
+        if !cookie::access_fits(&tokens.access_token) {
+            return too_many_groups(&login.id);
+        }
         // Checked again: the seal is no reason to trust what an older version sealed.
         let to = ReturnPath::new(&login.to);
         let answer = Answer::redirect(302, to.as_str().to_owned())
@@ -163,4 +167,14 @@ fn failed(problem: &'static str, id: Option<&str>) -> Landed {
     );
     let answer = Answer::page(400, page).with_cookies(id.map(cookie::forget_login));
     Landed { answer, who: None, problem: Some(problem) }
+}
+
+fn too_many_groups(id: &str) -> Landed {
+    let page = pages::plain(
+        "Sign-in did not finish",
+        "Your account is in so many groups that a browser cannot keep the session. Ask whoever runs \
+         this to let the sign-in service send fewer groups.",
+    );
+    let answer = Answer::page(500, page).with_cookies([cookie::forget_login(id)]);
+    Landed { answer, who: None, problem: Some("the access token is too long for a cookie") }
 }

@@ -8,6 +8,14 @@ const SESSION_SECONDS: u32 = 7 * 24 * 3600;
 /// How long somebody may take to sign in.
 pub const LOGIN_SECONDS: u32 = 15 * 60;
 
+/// Browsers drop a cookie whose name and value are longer (RFC 6265bis, section 5.6).
+const COOKIE_MAX: usize = 4096;
+
+/// Whether a browser would keep it.
+pub fn access_fits(token: &str) -> bool {
+    ACCESS_COOKIE.len() + token.len() <= COOKIE_MAX
+}
+
 pub fn access(token: &str) -> String {
     set(ACCESS_COOKIE, token, SESSION_SECONDS)
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use domain::classify;
 use jiff::Timestamp;
 use tokio::{
@@ -48,56 +48,130 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// For a refusal to be taken by the client.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a tunnel ended, for the log.
+/// How an exchange ended, for the log.
 struct Ended {
     status: u16,
     bytes: u64,
     broken_off: bool,
 }
 
-/// Serves one handshake, whose head the front has found well-formed. The connection ends with it.
-pub async fn serve(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let Ok(parsed) = head::parse(head_bytes, &mut fields) else { return };
-    let head = parsed.head;
-    let started = Instant::now();
-    let from = conn.peer().ip().to_canonical();
-    let verdict = tokio::select! {
-        verdict = front.gate.admit(&head, from, Timestamp::now()) => verdict,
-        // A client that gives up waiting gives its place back.
-        () = conn.closed() => return,
-    };
-    let (ended, user) = match verdict {
-        Verdict::Answer(answer) => (refuse(&mut conn, &answer).await, None),
-        Verdict::Forward(mut admitted) => {
-            let user = admitted.user.take();
-            (forward(front, conn, &head, *admitted).await, Some(user))
-        }
-    };
-    front.metrics.answered("tunnel", ended.status);
-    log(&head, from, &ended, started, user);
+/// What is logged of it, kept while everything else of the handshake is forgotten: an idle WebSocket
+/// should cost little.
+struct Asked {
+    from: IpAddr,
+    host: String,
+    path: String,
+    user: Option<String>,
+    started: Instant,
 }
 
-fn log(
-    head: &Head<'_>,
-    from: IpAddr,
-    ended: &Ended,
-    started: Instant,
-    user: Option<Option<String>>,
-) {
-    access_log::Line {
-        from,
-        method: head.method,
-        host: head.authority,
-        path: head.path(),
-        status: ended.status,
-        bytes: ended.bytes,
-        took: started.elapsed(),
-        admitted: user.is_some(),
-        user: user.flatten().as_deref(),
-        broken_off: ended.broken_off,
+/// Serves one handshake, whose head the front has found well-formed. The connection ends with it.
+pub async fn serve(front: &Front, conn: Box<Conn>, head: Bytes) {
+    let (asked, pump) = match Box::pin(handshake(front, conn, &head)).await {
+        Handshake::Upgraded(asked, pump) => (asked, pump),
+        Handshake::Over => return,
+    };
+    drop(head);
+    let _open = Open::new(&front.metrics);
+    let moved = pump.run(front.going.cancelled()).await;
+    let ended =
+        Ended { status: 101, bytes: *moved.as_ref().unwrap_or(&0), broken_off: moved.is_err() };
+    asked.log(front, &ended, true);
+}
+
+enum Handshake {
+    Upgraded(Asked, Box<Pump<Box<Conn>, TcpStream>>),
+    /// Refused, answered otherwise, or left.
+    Over,
+}
+
+async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Handshake {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let Ok(parsed) = head::parse(head_bytes, &mut fields) else { return Handshake::Over };
+    let head = parsed.head;
+    let mut asked = Asked {
+        from: conn.peer().ip().to_canonical(),
+        host: head.authority.to_owned(),
+        path: head.path().to_owned(),
+        user: None,
+        started: Instant::now(),
+    };
+    let verdict = tokio::select! {
+        verdict = front.gate.admit(&head, asked.from, Timestamp::now()) => verdict,
+        // A client that gives up waiting gives its place back.
+        () = conn.closed() => return Handshake::Over,
+    };
+    let mut admitted = match verdict {
+        Verdict::Answer(answer) => {
+            let ended = refuse(&mut conn, &answer).await;
+            asked.log(front, &ended, false);
+            return Handshake::Over;
+        }
+        Verdict::Forward(admitted) => admitted,
+    };
+    asked.user = admitted.user.take();
+    let dialled = async {
+        let mut upstream = connect(&front.gate, &admitted.destination).await?;
+        let broken = |_| Refusal::BadGateway.answer(Audience::Upgrade);
+        upstream.write_all(&request(&head, &admitted)).await.map_err(broken)?;
+        let response = read_response(&mut upstream, &admitted).await;
+        let (response, rest) = response.map_err(|refusal| refusal.answer(Audience::Upgrade))?;
+        Ok::<_, Answer>((upstream, response, rest))
+    };
+    let dialled = tokio::select! {
+        dialled = dialled => dialled,
+        // What the client sends before the 101 stays here; that it leaves is noticed.
+        () = conn.closed() => {
+            asked.log(front, &Ended { status: 0, bytes: 0, broken_off: true }, true);
+            return Handshake::Over;
+        }
+    };
+    let (upstream, response, rest) = match dialled {
+        Ok(dialled) => dialled,
+        Err(answer) => {
+            let ended = refuse(&mut conn, &answer).await;
+            asked.log(front, &ended, true);
+            return Handshake::Over;
+        }
+    };
+    conn.lend_all();
+    let stall = front.limits.stall_timeout;
+    if response.follows == Follows::Stream {
+        let written = timeout(stall, async {
+            conn.write_all(&response.head).await?;
+            conn.flush().await
+        });
+        if !matches!(written.await, Ok(Ok(()))) {
+            asked.log(front, &Ended { status: 101, bytes: 0, broken_off: true }, true);
+            return Handshake::Over;
+        }
+        let listener = listener(&head, *admitted);
+        return Handshake::Upgraded(asked, Box::new(Pump::new(conn, upstream, rest, listener)));
     }
-    .write();
+    let status = response.status;
+    let moved = relay(conn, upstream, response, rest, stall).await;
+    let bytes = *moved.as_ref().unwrap_or(&0);
+    asked.log(front, &Ended { status, bytes, broken_off: moved.is_err() }, true);
+    Handshake::Over
+}
+
+impl Asked {
+    fn log(&self, front: &Front, ended: &Ended, admitted: bool) {
+        front.metrics.answered("tunnel", ended.status);
+        access_log::Line {
+            from: self.from,
+            method: "GET",
+            host: &self.host,
+            path: &self.path,
+            status: ended.status,
+            bytes: ended.bytes,
+            took: self.started.elapsed(),
+            user: self.user.as_deref(),
+            admitted,
+            broken_off: ended.broken_off,
+        }
+        .write();
+    }
 }
 
 async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
@@ -109,43 +183,19 @@ async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
     Ended { status: answer.status, bytes: 0, broken_off }
 }
 
-async fn forward(front: &Front, mut conn: Box<Conn>, head: &Head<'_>, admitted: Admitted) -> Ended {
-    let handshake = async {
-        let mut upstream = connect(&front.gate, &admitted.destination).await?;
-        upstream.write_all(&request(head, &admitted)).await.map_err(|_| Refusal::BadGateway)?;
-        let (response, rest) = read_response(&mut upstream, &admitted).await?;
-        Ok::<_, Refusal>((upstream, response, rest))
-    };
-    let done = tokio::select! {
-        done = handshake => done,
-        // What the client sends before the 101 stays here; that it leaves is noticed.
-        () = conn.closed() => return Ended { status: 0, bytes: 0, broken_off: true },
-    };
-    let (upstream, response, rest) = match done {
-        Ok(done) => done,
-        Err(refusal) => {
-            front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-            return refuse(&mut conn, &refusal.answer(Audience::Upgrade)).await;
-        }
-    };
-    conn.lend_all();
-    let status = response.status;
-    let moved = relay(front, conn, upstream, response, rest, head, admitted).await;
-    Ended { status, bytes: *moved.as_ref().unwrap_or(&0), broken_off: moved.is_err() }
-}
-
 /// Dials for a bounded time: a workload that has just become ready may refuse an instant longer.
-async fn connect(gate: &Gate, destination: &Destination) -> Result<TcpStream, Refusal> {
+async fn connect(gate: &Gate, destination: &Destination) -> Result<TcpStream, Answer> {
+    let missed = || gate.missed(destination, Audience::Upgrade);
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
     loop {
-        let address: SocketAddr = gate.peer(destination).ok_or(Refusal::Unreachable)?;
+        let address: SocketAddr = gate.peer(destination).ok_or_else(missed)?;
         let tried = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
         match tried {
             Ok(Ok(stream)) => {
                 tcp::tune(&stream);
                 return Ok(stream);
             }
-            _ if Instant::now() >= give_up_at => return Err(Refusal::Unreachable),
+            _ if Instant::now() >= give_up_at => return Err(missed()),
             _ => {
                 gate.metrics.connect_retries.inc();
                 sleep(CONNECT_PAUSE).await;
@@ -206,28 +256,17 @@ async fn read_response(
     }
 }
 
+/// Another answer than 101, to its end as it says itself.
 async fn relay(
-    front: &Front,
     mut conn: Box<Conn>,
     mut upstream: TcpStream,
     response: Response,
     mut rest: BytesMut,
-    head: &Head<'_>,
-    admitted: Admitted,
+    stall: Duration,
 ) -> io::Result<u64> {
-    let stall = front.limits.stall_timeout;
     let written = timeout(stall, conn.write_all(&response.head)).await;
     written.map_err(|_| io::ErrorKind::TimedOut)??;
-    let mut left = match response.follows {
-        Follows::Stream => {
-            conn.flush().await?;
-            drop(response);
-            let listener = listener(head, admitted);
-            let _open = Open::new(&front.metrics);
-            return Pump::new(conn, upstream, rest, listener).run(front.going.cancelled()).await;
-        }
-        other => other,
-    };
+    let mut left = response.follows;
     let mut moved = 0;
     loop {
         let there = rest.len();

@@ -60,7 +60,7 @@ pub fn parse(bytes: &[u8], keep_cookies: bool) -> Result<Option<Response>, Malfo
     } else if matches!(status, 204 | 304) {
         Follows::Length(0)
     } else {
-        let coding = values("transfer-encoding").last();
+        let coding = values("transfer-encoding").next_back();
         let mut lengths = values("content-length");
         match (coding, lengths.next(), lengths.next()) {
             (Some(coding), ..) if coding.to_ascii_lowercase().ends_with(b"chunked") => {
