@@ -108,8 +108,12 @@ impl<K: Kind> Store<K> {
             match stream.try_next().await {
                 Ok(Some(event)) => self.apply(event),
                 Ok(None) => return,
-                Err(error) => {
+                Err(error) if *self.synced.borrow() => {
                     tracing::debug!(kind = %K::kind(&()), %error, "a watch was interrupted; it starts again");
+                }
+                // Until the first list is there, the controllers stand still.
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "cannot list; trying again");
                 }
             }
         }
@@ -133,7 +137,7 @@ impl<K: Kind> Store<K> {
     }
 
     fn finish_relist(&self) {
-        let mut changes: Vec<(Option<Arc<K>>, Option<Arc<K>>)> = Vec::new();
+        let mut changes = Vec::new();
         {
             let mut state = self.state.write();
             let Some(listed) = state.relist.take() else { return };

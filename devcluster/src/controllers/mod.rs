@@ -74,24 +74,21 @@ pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(record);
 
     // Controllers hear of changes before the watches start, and work once all of them have begun.
-    let mut controllers: Vec<futures::future::BoxFuture<'static, ()>> = Vec::new();
-    controllers.push(Box::pin(statefulset::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(deployment::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(replicaset::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(endpointslice::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(scheduler::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(volume::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(volume::start_protection(cluster.clone(), shutdown.clone())));
-
-    controllers.push(Box::pin(job::start(cluster.clone(), shutdown.clone())));
-    controllers.push(Box::pin(node::start(cluster.clone(), shutdown.clone())));
     let inventory = gc::Inventory::new(client);
-    controllers.push(Box::pin(namespace::start(
-        cluster.clone(),
-        inventory.clone(),
-        shutdown.clone(),
-    )));
-    controllers.push(Box::pin(gc::start(&cluster, inventory, shutdown.clone())));
+    let (c, stop) = (|| cluster.clone(), || shutdown.clone());
+    let controllers: Vec<futures::future::BoxFuture<'static, ()>> = vec![
+        Box::pin(statefulset::start(c(), stop())),
+        Box::pin(deployment::start(c(), stop())),
+        Box::pin(replicaset::start(c(), stop())),
+        Box::pin(job::start(c(), stop())),
+        Box::pin(endpointslice::start(c(), stop())),
+        Box::pin(scheduler::start(c(), stop())),
+        Box::pin(volume::start(c(), stop())),
+        Box::pin(volume::start_protection(c(), stop())),
+        Box::pin(node::start(c(), stop())),
+        Box::pin(namespace::start(c(), inventory.clone(), stop())),
+        Box::pin(gc::start(&cluster, inventory, stop())),
+    ];
 
     cluster.follow(&mut tasks, &shutdown);
     tokio::select! {

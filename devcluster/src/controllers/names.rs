@@ -58,9 +58,7 @@ pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
 }
 
 /// The name of the controller, if it is of kind `K`.
-pub fn controller_named<'a, K: Resource<DynamicType = ()>>(
-    meta: &'a ObjectMeta,
-) -> Option<&'a str> {
+pub fn controller_named<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Option<&str> {
     let owner = controller_of(meta)?;
     let group = |version: &str| {
         version.rsplit_once('/').map_or(String::new(), |(group, _)| group.to_owned())

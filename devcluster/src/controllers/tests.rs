@@ -25,7 +25,7 @@ async fn until<K>(
 where
     K: kube::Resource + Clone + std::fmt::Debug + Serialize + DeserializeOwned + Send + 'static,
 {
-    let waiting = await_condition(api.clone(), name, |object: Option<&K>| wanted(object));
+    let waiting = Box::pin(await_condition(api.clone(), name, |object: Option<&K>| wanted(object)));
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(found) => found.unwrap(),
         Err(_) => {

@@ -46,9 +46,9 @@ impl Kinds {
         served.values().find(|it| it.resource.group == group && it.resource.kind == kind).cloned()
     }
 
-    /// Adds a kind; whether it was not there.
+    /// Adds a kind; whether it was not there in this form.
     pub fn add(&self, served: Served) -> bool {
-        self.served.write().insert(served.name(), served).is_none()
+        self.served.write().insert(served.name(), served.clone()).is_none_or(|held| held != served)
     }
 
     pub fn remove(&self, name: &KindName) -> Option<Served> {

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{Config, Event, watcher};
+use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -126,13 +126,15 @@ impl Inventory {
         }
     }
 
-    /// Starts watching a kind, unless it is watched.
+    /// Starts watching a kind, unless it is watched in just this form.
     fn watch(self: &Arc<Self>, served: Served, shutdown: &CancellationToken) {
         if !self.kinds.add(served.clone()) {
             return;
         }
         let stop = shutdown.child_token();
-        self.watches.lock().insert(served.name(), stop.clone());
+        if let Some(earlier) = self.watches.lock().insert(served.name(), stop.clone()) {
+            earlier.cancel();
+        }
         let this = self.clone();
         tokio::spawn(async move { this.follow(served, stop).await });
     }
@@ -164,6 +166,12 @@ impl Inventory {
                 Ok(Some(event)) => event,
                 Ok(None) => return,
                 Err(error) => {
+                    // A kind that is not served (any more) has no objects to wait for.
+                    if let watcher::Error::InitialListFailed(kube::Error::Api(status)) = &error
+                        && status.is_not_found()
+                    {
+                        self.listed(&name);
+                    }
                     tracing::debug!(kind = %served.resource.kind, %error, "a watch was interrupted; it starts again");
                     continue;
                 }
@@ -251,20 +259,19 @@ pub fn start(
 }
 
 async fn reconcile(inventory: Arc<Inventory>, key: Key) -> Result<Again, Error> {
-    let deletion = {
+    let found = {
         let graph = inventory.graph.lock();
-        let Some(object) = graph.get(&key.name) else { return Ok(None) };
-        deletion_step(object, &graph).map_or(Err(object.clone()), |step| Ok((object.clone(), step)))
+        graph.get(&key.name).map(|object| (object.clone(), deletion_step(object, &graph)))
     };
-    let (object, step) = match deletion {
-        Ok(found) => found,
-        Err(object) => {
+    let Some((object, deletion)) = found else { return Ok(None) };
+    let step = match deletion {
+        Some(step) => step,
+        None => {
             let mut owners = Vec::new();
             for owner in &object.owners {
                 owners.push((owner.clone(), resolve(&inventory, &object, owner).await?));
             }
-            let step = ownership_step(&object, &inventory.graph.lock(), &owners);
-            (object, step)
+            ownership_step(&object, &inventory.graph.lock(), &owners)
         }
     };
     act(&inventory, &object, step).await.map(|()| None)

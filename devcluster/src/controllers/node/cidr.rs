@@ -3,20 +3,30 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
-/// All pods of the cluster live in 127.77.0.0/16.
-const NETWORK: [u8; 2] = [127, 77];
+/// All pods live in 127.64.0.0/10: 64 times 256 ranges.
+const SECOND: u8 = 64;
+const RANGES: u16 = 64 * 256;
 
-fn third_octet(cidr: &str) -> Option<u8> {
+fn index(cidr: &str) -> Option<u16> {
     let (address, length) = cidr.split_once('/')?;
     let octets = address.parse::<Ipv4Addr>().ok()?.octets();
-    (length == "24" && octets[..2] == NETWORK).then_some(octets[2])
+    let ours = length == "24" && octets[0] == 127 && (SECOND..2 * SECOND).contains(&octets[1]);
+    ours.then(|| u16::from(octets[1] - SECOND) * 256 + u16::from(octets[2]))
 }
 
-/// The first range that no node has, given the ranges of all nodes; `None` when all 256 are taken.
-pub fn next<'a>(taken: impl Iterator<Item = &'a str>) -> Option<String> {
-    let taken: HashSet<u8> = taken.filter_map(third_octet).collect();
-    let free = (0..=u8::MAX).find(|octet| !taken.contains(octet))?;
-    Some(format!("{}.{}.{free}.0/24", NETWORK[0], NETWORK[1]))
+/// The first range that no node has, given the ranges of all nodes; `None` when all are taken.
+///
+/// Loopback addresses are shared by everything on the machine, other clusters of this kind included.
+/// So the search begins at a place that the node's random uid says, and two clusters do not meet.
+pub fn next<'a>(uid: &str, taken: impl Iterator<Item = &'a str>) -> Option<String> {
+    let taken: HashSet<u16> = taken.filter_map(index).collect();
+    // FNV-1a: the place must be the same on every build and machine.
+    let hash = uid.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let start = u16::try_from(hash % u32::from(RANGES)).unwrap_or_default();
+    let free = (0..RANGES).map(|step| (start + step) % RANGES).find(|at| !taken.contains(at))?;
+    Some(format!("127.{}.{}.0/24", u16::from(SECOND) + free / 256, free % 256))
 }
 
 #[cfg(test)]
@@ -25,24 +35,29 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_free_range_is_given() {
-        assert_eq!(next(std::iter::empty()).as_deref(), Some("127.77.0.0/24"));
-        let taken = ["127.77.0.0/24", "127.77.2.0/24", "10.0.1.0/24", "nonsense"];
-        assert_eq!(next(taken.into_iter()).as_deref(), Some("127.77.1.0/24"));
+    fn the_first_free_range_from_the_nodes_place_is_given() {
+        let first = next("uid", std::iter::empty()).unwrap();
+        assert!(index(&first).is_some());
+        let taken = [first.as_str(), "10.0.1.0/24", "nonsense"];
+        let second = next("uid", taken.into_iter()).unwrap();
+        assert_eq!(index(&second), index(&first).map(|at| (at + 1) % RANGES));
+    }
+
+    #[test]
+    fn two_clusters_do_not_begin_at_one_place() {
+        let one = next("0c9f6c1e-53f2-4f39-9d0b-2f4f6f1f7a01", std::iter::empty());
+        let other = next("7d1d2d0c-9b1e-4a53-8a37-8a1f5e0b9c02", std::iter::empty());
+        assert_ne!(one, other);
     }
 
     proptest! {
         #[test]
-        fn no_two_nodes_share_a_range(nodes in 0..300_usize) {
+        fn no_two_nodes_share_a_range(uids in prop::collection::vec("[0-9a-f]{8}", 0..200)) {
             let mut given: Vec<String> = Vec::new();
-            for _ in 0..nodes {
-                match next(given.iter().map(String::as_str)) {
-                    Some(range) => {
-                        prop_assert!(!given.contains(&range));
-                        given.push(range);
-                    }
-                    None => prop_assert_eq!(given.len(), 256),
-                }
+            for uid in &uids {
+                let range = next(uid, given.iter().map(String::as_str)).unwrap();
+                prop_assert!(!given.contains(&range));
+                given.push(range);
             }
         }
     }

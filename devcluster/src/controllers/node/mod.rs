@@ -31,6 +31,8 @@ struct Controller {
     /// When each node was last heard of, by the clock here: clocks of nodes need not agree, and a
     /// node that starts together with us must not look dead.
     heard: Mutex<HashMap<String, Instant>>,
+    /// Since when pods have been seen on nodes that do not exist.
+    missing: Mutex<HashMap<String, Instant>>,
 }
 
 /// Hears of changes from now on; works when the returned future runs.
@@ -39,7 +41,11 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
     let queue = Queue::default();
-    let controller = Arc::new(Controller { cluster: cluster.clone(), heard: Mutex::default() });
+    let controller = Arc::new(Controller {
+        cluster: cluster.clone(),
+        heard: Mutex::default(),
+        missing: Mutex::default(),
+    });
     let (to, this) = (queue.clone(), Arc::downgrade(&controller));
     cluster.nodes.on_change(move |change| {
         let Some(this) = this.upgrade() else { return };
@@ -84,8 +90,9 @@ pub fn start(
 async fn reconcile(controller: Arc<Controller>, key: Key) -> Result<Again, Error> {
     let cluster = &controller.cluster;
     let Some(node) = cluster.nodes.get(&key) else {
-        return orphaned(cluster, &key.name).await.map(|()| None);
+        return orphaned(&controller, &key.name).await;
     };
+    controller.missing.lock().remove(&key.name);
     if node.spec.as_ref().is_none_or(|spec| spec.pod_cidr.is_none()) {
         give_range(cluster, &node).await?;
         return Ok(Some(Duration::ZERO));
@@ -139,7 +146,8 @@ async fn reconcile(controller: Arc<Controller>, key: Key) -> Result<Again, Error
 async fn give_range(cluster: &Cluster, node: &Node) -> Result<(), Error> {
     let nodes = cluster.nodes.all();
     let taken = nodes.iter().filter_map(|node| node.spec.as_ref()?.pod_cidr.as_deref());
-    let Some(range) = cidr::next(taken) else {
+    let uid = node.metadata.uid.as_deref().unwrap_or_default();
+    let Some(range) = cidr::next(uid, taken) else {
         let note = Note::warning("CIDRNotAvailable", "all ranges of pod addresses are taken");
         cluster.events.record(COMPONENT, node, note);
         return Ok(());
@@ -162,23 +170,33 @@ async fn forget(cluster: &Cluster, pod: &Pod) -> Result<(), Error> {
     cluster.pods.delete(pod, DeleteParams::default().grace_period(0)).await
 }
 
-/// Pods whose node does not exist (any more), and deleted pods that never got one: nobody else ends them.
-async fn orphaned(cluster: &Cluster, node: &str) -> Result<(), Error> {
+/// Pods whose node does not exist (any more), and deleted pods that never got one: nobody else ends
+/// them. A node may come back under its name, so it is given as long as a silent one.
+async fn orphaned(controller: &Controller, node: &str) -> Result<Again, Error> {
+    let cluster = &controller.cluster;
     let mut stranded = cluster.pods.all();
     // A pod without node only matters once it is deleted.
     stranded.retain(|pod| {
         node_name(pod).unwrap_or_default() == node && (!node.is_empty() || is_terminating(pod))
     });
     if stranded.is_empty() {
-        return Ok(());
+        controller.missing.lock().remove(node);
+        return Ok(None);
     }
-    // The copy of the nodes may lag behind the pods': ask before ending anything.
-    if !node.is_empty() && cluster.nodes.api("").get_opt(node).await?.is_some() {
-        return Ok(());
+    if !node.is_empty() {
+        let since = *controller.missing.lock().entry(node.to_owned()).or_insert_with(Instant::now);
+        let left = plan::GRACE.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return Ok(Some(left));
+        }
+        // The copy of the nodes may lag behind the pods': ask before ending anything.
+        if cluster.nodes.api("").get_opt(node).await?.is_some() {
+            return Ok(None);
+        }
     }
     for pod in stranded {
         tracing::debug!(pod = %Key::of(&*pod), node, "no node can end this pod: forgetting it");
         forget(cluster, &pod).await?;
     }
-    Ok(())
+    Ok(None)
 }

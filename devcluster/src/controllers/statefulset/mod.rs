@@ -20,8 +20,8 @@ use super::Error;
 use super::cluster::Cluster;
 use super::events::Note;
 use super::names::{
-    Claim, adopt_patch, claim, controller_named, controller_of, is_controlled_by, owned_by,
-    owners_patch, release_patch,
+    Claim, adopt_patch, claim, controller_named, controller_of, owned_by, owners_patch,
+    release_patch,
 };
 use super::pods::selects;
 use super::queue::{Again, Key, Queue, work};
@@ -84,9 +84,7 @@ fn ask_owner(queue: &Queue, meta: &ObjectMeta) {
 async fn reconcile(cluster: Arc<Cluster>, key: Key) -> Result<Again, Error> {
     let Some(set) = cluster.statefulsets.get(&key) else { return Ok(None) };
     let pods = own_pods(&cluster, &set).await?;
-    let uid = set.metadata.uid.as_deref();
-    let mut history: Vec<Arc<ControllerRevision>> = cluster.revisions.in_namespace(&key.namespace);
-    history.retain(|revision| is_controlled_by(&revision.metadata, uid));
+    let history = own_history(&cluster, &set).await?;
     let claims = cluster.claims.in_namespace(&key.namespace);
     let plan = plan::plan(&Observed {
         set: &set,
@@ -122,6 +120,25 @@ async fn own_pods(cluster: &Cluster, set: &StatefulSet) -> Result<Vec<Arc<Pod>>,
     for it in release {
         let patch = release_patch(&it.metadata, set.metadata.uid.as_deref());
         cluster.pods.patch(&Key::of(&*it), &Patch::Merge(patch)).await?;
+    }
+    Ok(owned)
+}
+
+/// The set's revisions, those included that an earlier set of its name left behind.
+async fn own_history(
+    cluster: &Cluster,
+    set: &StatefulSet,
+) -> Result<Vec<Arc<ControllerRevision>>, Error> {
+    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+    let Some(spec) = &set.spec else { return Ok(Vec::new()) };
+    let Claim { mut owned, adopt, release } =
+        claim(&set.metadata, &spec.selector, cluster.revisions.in_namespace(namespace));
+    // A revision keeps the labels of its time; it is the set's all the same.
+    owned.extend(release);
+    for it in adopt {
+        let patch = adopt_patch(&it.metadata, owned_by(set));
+        cluster.revisions.patch(&Key::of(&*it), &Patch::Merge(patch)).await?;
+        owned.push(it);
     }
     Ok(owned)
 }

@@ -95,7 +95,7 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
                     number,
                 ));
             }
-            revision::Current::Create(made) => actions.push(Action::CreateRevision(Box::new(made))),
+            revision::Current::Create(made) => actions.push(Action::CreateRevision(made)),
         }
         claim_owners(observed, &shape, &by_ordinal, &mut actions);
         pods_step(observed, &shape, &by_ordinal, &mut actions);

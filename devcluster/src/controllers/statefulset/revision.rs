@@ -21,7 +21,7 @@ pub enum Current {
     Found(Arc<ControllerRevision>),
     /// An earlier one has the same template: it becomes the newest again, with this number.
     Renumber(Arc<ControllerRevision>, i64),
-    Create(ControllerRevision),
+    Create(Box<ControllerRevision>),
 }
 
 impl Current {
@@ -41,7 +41,7 @@ pub fn current(set: &StatefulSet, history: &[Arc<ControllerRevision>]) -> Curren
     match same.max_by_key(|revision| revision.revision) {
         Some(found) if found.revision == newest => Current::Found(found.clone()),
         Some(found) => Current::Renumber(found.clone(), newest + 1),
-        None => Current::Create(make(set, &wanted, newest + 1, history)),
+        None => Current::Create(Box::new(make(set, &wanted, newest + 1, history))),
     }
 }
 

@@ -1,4 +1,4 @@
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
@@ -6,7 +6,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::workloads::deployment;
+use super::workloads::{add_class, deployment, statefulset};
 use super::{TestCluster, until, until_gone};
 
 async fn define_widgets(cluster: &TestCluster) -> Api<DynamicObject> {
@@ -188,5 +188,29 @@ async fn a_deleted_namespace_is_emptied_custom_objects_and_pods_included() {
     namespaces.delete("team", &DeleteParams::default()).await.unwrap();
     until_gone(&namespaces, "team").await;
     assert!(widgets.list(&ListParams::default()).await.unwrap().items.is_empty());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_statefulset_takes_over_what_an_orphaned_one_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = TestCluster::start(dir.path()).await;
+    add_class(&cluster).await;
+    let (sets, pods): (Api<StatefulSet>, Api<Pod>) = (cluster.api(), cluster.api());
+    let is_complete = |set: Option<&StatefulSet>| {
+        set.and_then(|set| set.status.as_ref()).is_some_and(|status| {
+            status.ready_replicas == Some(1) && status.updated_replicas == Some(1)
+        })
+    };
+    let _: StatefulSet = cluster.create(statefulset()).await;
+    until(&sets, "lab", "complete", is_complete).await;
+    let before = pods.get("lab-0").await.unwrap();
+    sets.delete("lab", &DeleteParams::orphan()).await.unwrap();
+    until_gone(&sets, "lab").await;
+    let new: StatefulSet = cluster.create(statefulset()).await;
+    until(&sets, "lab", "complete", is_complete).await;
+    let after = pods.get("lab-0").await.unwrap();
+    assert_eq!(after.uid(), before.uid());
+    assert_eq!(after.owner_references()[0].uid, new.uid().unwrap());
     cluster.stop().await;
 }

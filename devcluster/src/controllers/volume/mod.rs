@@ -110,7 +110,7 @@ async fn reconcile_claim(cluster: &Cluster, key: &Key) -> Result<(), Error> {
                 tell(note);
             }
             let mut changed = (*claim).clone();
-            changed.status = Some(status);
+            changed.status = Some(*status);
             cluster.claims.replace_status(&changed).await
         }
         ClaimStep::Bind { volume, by_controller } => {

@@ -29,7 +29,7 @@ pub enum ClaimStep {
         volume: Arc<PersistentVolume>,
         by_controller: bool,
     },
-    Status(PersistentVolumeClaimStatus, Option<Note>),
+    Status(Box<PersistentVolumeClaimStatus>, Option<Note>),
     /// Tell the class's provisioner that its volume is wanted.
     Provision(String, Note),
     Tell(Note),
@@ -74,7 +74,7 @@ pub fn claim_step(
             phase: Some("Pending".to_owned()),
             ..claim.status.clone().unwrap_or_default()
         };
-        return ClaimStep::Status(status, None);
+        return ClaimStep::Status(Box::new(status), None);
     }
     match class {
         None if class_name.is_empty() => ClaimStep::Tell(Note::normal(
@@ -117,7 +117,7 @@ fn bound_step(claim: &PersistentVolumeClaim, volume: Option<&Arc<PersistentVolum
         }
         let status =
             PersistentVolumeClaimStatus { phase: Some("Lost".to_owned()), ..before.clone() };
-        ClaimStep::Status(status, Some(Note::warning(reason, message)))
+        ClaimStep::Status(Box::new(status), Some(Note::warning(reason, message)))
     };
     let Some(volume) = volume else {
         // A claim may name a volume that comes later.
@@ -154,7 +154,7 @@ fn bound_step(claim: &PersistentVolumeClaim, volume: Option<&Arc<PersistentVolum
         capacity: spec.and_then(|spec| spec.capacity.clone()),
         ..before.clone()
     };
-    if status == before { ClaimStep::Nothing } else { ClaimStep::Status(status, None) }
+    if status == before { ClaimStep::Nothing } else { ClaimStep::Status(Box::new(status), None) }
 }
 
 fn default_class(classes: &[Arc<StorageClass>]) -> Option<String> {

@@ -69,18 +69,19 @@ fn a_claim_for_the_first_consumer_is_provisioned_once_its_node_is_known() {
     made.spec.as_mut().unwrap().claim_ref = Some(claim_reference(&it));
     let made = Arc::new(made);
     assert_eq!(
-        claim_step(&it, &[made.clone()], &classes),
+        claim_step(&it, std::slice::from_ref(&made), &classes),
         ClaimStep::Bind { volume: made.clone(), by_controller: false }
     );
     it.spec.as_mut().unwrap().volume_name = Some("pv".into());
     set(&mut it.metadata.annotations, BIND_COMPLETED, "yes");
-    let ClaimStep::Status(status, None) = claim_step(&it, &[made.clone()], &classes) else {
+    let ClaimStep::Status(status, None) = claim_step(&it, std::slice::from_ref(&made), &classes)
+    else {
         panic!("no status")
     };
     assert_eq!(status.phase.as_deref(), Some("Bound"));
     assert_eq!(status.capacity.as_ref().unwrap()["storage"].0, "5Gi");
-    it.status = Some(status);
-    assert_eq!(claim_step(&it, &[made.clone()], &classes), ClaimStep::Nothing);
+    it.status = Some(*status);
+    assert_eq!(claim_step(&it, std::slice::from_ref(&made), &classes), ClaimStep::Nothing);
     assert!(
         matches!(claim_step(&it, &[], &classes), ClaimStep::Status(status, _) if status.phase.as_deref() == Some("Lost"))
     );
