@@ -108,6 +108,7 @@ pub async fn serve(options: ApiOptions, shutdown: CancellationToken) -> Result<A
     let app = Arc::new(rest::App::new(store, kubelets, shutdown.clone()));
     rest::bootstrap(&app).await.map_err(|error| Error::Bootstrap(error.message))?;
     rest::resume(&app);
+    tokio::spawn(events::sweep(app.clone()));
     let host = if address.ip().is_unspecified() {
         format!("127.0.0.1:{}", address.port())
     } else {

@@ -18,7 +18,7 @@ use super::status::ApiError;
 /// Events that a watcher may lag behind before it is ended.
 const WATCH_QUEUE: usize = 1024;
 /// Events kept per type for watches that start in the past.
-const HISTORY: usize = 2048;
+const HISTORY: usize = 1024;
 
 /// Namespace (empty for cluster-scoped types) and name.
 pub type Key = (String, String);

@@ -2,6 +2,7 @@
 //! validation and immutability.
 
 mod defaults;
+mod pod_rules;
 mod pods;
 mod validate;
 

@@ -3,6 +3,8 @@
 
 mod managers;
 mod set;
+#[cfg(test)]
+mod tests;
 mod typed;
 
 pub use managers::{Actor, Operation, apply, track_update};

@@ -68,6 +68,7 @@ spec:
                 x-kubernetes-list-map-keys: [type]
                 items:
                   type: object
+                  required: [type]
                   properties: {type: {type: string}, status: {type: string}}
 "#;
 

@@ -3,7 +3,7 @@
 use std::process::{Output, Stdio};
 
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::{Cluster, definitions};
@@ -11,17 +11,21 @@ use super::{Cluster, definitions};
 struct Kubectl<'a>(&'a Cluster);
 
 impl Kubectl<'_> {
-    async fn output(&self, line: &str, input: &str) -> Output {
-        let mut child = Command::new("kubectl")
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("kubectl");
+        command
             .env("KUBECONFIG", self.0.server.kubeconfig())
             .env("HOME", self.0.dir.path())
             .args(line.split_whitespace())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+            .kill_on_drop(true);
+        command
+    }
+
+    async fn output(&self, line: &str, input: &str) -> Output {
+        let mut child = self.command(line).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
         tokio::time::timeout(std::time::Duration::from_secs(60), child.wait_with_output())
             .await
@@ -116,16 +120,18 @@ async fn a_table_can_be_watched() {
     let cluster = Cluster::start().await;
     let kubectl = Kubectl(&cluster);
     kubectl.run("create configmap first --from-literal=a=b", "").await;
-    let watching = kubectl.output("get configmaps --watch --request-timeout=6s", "");
-    let writing = async {
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-        kubectl.run("create configmap second --from-literal=a=b --from-literal=c=d", "").await;
+    let mut child = kubectl.command("get configmaps --watch").stdin(Stdio::null()).spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(std::time::Duration::from_secs(60), lines.next_line());
+        let line = line.await.unwrap().unwrap().unwrap();
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
     };
-    let (output, ()) = tokio::join!(watching, writing);
-    let text = String::from_utf8(output.stdout).unwrap();
-    let rows: Vec<Vec<&str>> =
-        text.lines().map(|line| line.split_whitespace().take(2).collect()).collect();
-    assert_eq!(rows, [["NAME", "DATA"], ["first", "1"], ["second", "2"]]);
+    assert_eq!(next().await, ["NAME", "DATA"]);
+    assert_eq!(next().await, ["first", "1"]);
+    kubectl.run("create configmap second --from-literal=a=b --from-literal=c=d", "").await;
+    assert_eq!(next().await, ["second", "2"]);
+    child.kill().await.unwrap();
 }
 
 #[tokio::test]

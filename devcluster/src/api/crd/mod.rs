@@ -1,5 +1,7 @@
 //! CustomResourceDefinitions: what they define, whether they are valid, and their end.
 
+mod structural;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -263,10 +265,11 @@ pub fn validate(registry: &Registry, object: &Value, old: Option<&Value>) -> Vec
             ));
         }
         match schema::parse(schema) {
-            Ok(parsed) => errors.extend(super::cel::check_rules(
-                &parsed,
-                &format!("{path}.schema.openAPIV3Schema"),
-            )),
+            Ok(parsed) => {
+                let at = format!("{path}.schema.openAPIV3Schema");
+                structural::check(schema, &parsed, &at, &mut errors);
+                errors.extend(super::cel::check_rules(&parsed, &at));
+            }
             Err(error) => {
                 let at = format!("{path}.schema.openAPIV3Schema{}", error.path);
                 errors.push(FieldError::new(at, FieldErrorKind::Invalid, error.why));
