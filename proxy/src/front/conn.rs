@@ -28,8 +28,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::{chunked::Chunked, head::BodyFraming, limits::Permit};
 
-/// How much is read at once.
+/// How much of a body is read at once.
 const READ: usize = 16 * 1024;
+/// How much of a head is read at once, and kept ready while none comes: idle connections are many.
+const READ_HEAD: usize = 2 * 1024;
 /// How much is kept of what a client pipelines.
 const AHEAD_MAX: usize = 64 * 1024;
 
@@ -88,13 +90,22 @@ impl Conn {
     }
 
     pub fn take_ahead(&mut self, length: usize) -> BytesMut {
-        self.ahead.split_to(length.min(self.ahead.len()))
+        let taken = self.ahead.split_to(length.min(self.ahead.len()));
+        self.forget_buffer();
+        taken
     }
 
     /// Reads more of a head. `false` at the end of the stream.
     pub async fn read_ahead(&mut self) -> io::Result<bool> {
-        self.ahead.reserve(READ);
+        self.ahead.reserve(READ_HEAD);
         Ok(self.io.read_buf(&mut self.ahead).await? > 0)
+    }
+
+    /// An empty buffer still holds its memory.
+    fn forget_buffer(&mut self) {
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
     }
 
     /// From here on the borrower gets a head of that length and the body behind it.
@@ -108,6 +119,7 @@ impl Conn {
     /// The borrower gets all that follows.
     pub fn lend_all(&mut self) {
         self.lent = Lent::All;
+        self.forget_buffer();
     }
 
     /// Whether the borrower has read its exchange to the end, and the next one can follow.
@@ -148,8 +160,8 @@ impl Conn {
         }
     }
 
-    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.ahead.reserve(READ);
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        self.ahead.reserve(room);
         let before = self.ahead.len();
         let read = std::pin::pin!(self.io.read_buf(&mut self.ahead));
         ready!(std::future::Future::poll(read, cx))?;
@@ -174,23 +186,20 @@ impl AsyncRead for Conn {
             if this.ahead.len() >= AHEAD_MAX {
                 return Poll::Pending;
             }
-            ready!(this.poll_ahead(cx))?;
+            ready!(this.poll_ahead(cx, READ_HEAD))?;
         }
         if this.ahead.is_empty() {
             if matches!(this.lent, Lent::All) {
                 return Pin::new(&mut this.io).poll_read(cx, out);
             }
-            if !this.ended && ready!(this.poll_ahead(cx))? == 0 {
+            if !this.ended && ready!(this.poll_ahead(cx, READ))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
         let taken = this.allowed(out.remaining())?;
         out.put_slice(this.ahead.get(..taken).unwrap_or_default());
         this.ahead.advance(taken);
-        if this.ahead.is_empty() {
-            // An idle connection keeps no buffer.
-            this.ahead = BytesMut::new();
-        }
+        this.forget_buffer();
         Poll::Ready(Ok(()))
     }
 }

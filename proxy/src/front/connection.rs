@@ -154,3 +154,17 @@ async fn goodbye(conn: &mut Conn, refusal: &Refusal) {
         let _ = timeout(LINGER, drained).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_is_small() {
+        assert!(size(serve) <= 2048, "{} bytes", size(serve));
+    }
+}

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use domain::route::{RouteTable, State};
+use domain::route::RouteTable;
 use reqwest::StatusCode;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::{
     upstream,
-    world::{HOST, World, spec},
+    world::{HOST, World},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,5 +323,4 @@ async fn requests_are_classified_and_opening_is_written_down_once() {
         text = world.audit();
     }
     assert_eq!(text.matches("opened").count(), 1, "{text}");
-    let _ = spec(State::Sleeping, &[]);
 }

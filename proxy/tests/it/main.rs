@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod front;
+mod http2;
 mod issuer;
 mod sign_in;
 mod upstream;

@@ -208,3 +208,27 @@ async fn an_upgrade_is_held_and_gives_its_place_back_when_the_client_leaves() {
     world.running(upstream::mirror().await);
     assert!(stays.answer().await.0.starts_with("HTTP/1.1 101 "));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_asleep_while_a_request_is_on_its_way_is_woken() {
+    let mut world = World::start().await;
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    world.running(gone);
+    let request =
+        world.client(false).get(world.url(HOST, "/")).header("Sec-Fetch-Mode", "navigate");
+    let request = request.header("Authorization", world.bearer("alice"));
+    let sent = tokio::spawn(request.send());
+    let retried = || {
+        let families = world.registry.gather();
+        let family = families.iter().find(|f| f.name() == "dormouse_proxy_connect_retries_total");
+        family.unwrap().get_metric()[0].get_counter().get_value() > 0.0
+    };
+    while !retried() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.set([spec(State::Sleeping, &[])]);
+    let page = sent.await.unwrap().unwrap();
+    assert_eq!(page.status(), 503);
+    assert!(page.text().await.unwrap().contains("Waking echo"));
+    world.wakes.recv().await.unwrap();
+}

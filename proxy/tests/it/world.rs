@@ -181,15 +181,18 @@ impl World {
 
     /// A TLS connection that speaks HTTP/1.1, byte by byte.
     pub async fn raw(&self) -> Raw {
+        Raw { tls: self.tls(&[b"http/1.1"]).await, buffer: Vec::new() }
+    }
+
+    pub async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.clone()).unwrap();
         let mut config =
             rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from(HOST).unwrap();
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
-        Raw { tls, buffer: Vec::new() }
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
 }
 
