@@ -71,9 +71,8 @@ async fn echo_messages(mut socket: WebSocket) {
     while let Some(Ok(message)) = socket.recv().await {
         let answer = match message {
             Message::Text(_) | Message::Binary(_) => message,
-            // Answered by the library.
-            Message::Ping(_) | Message::Pong(_) => continue,
-            Message::Close(_) => return,
+            // Answered by the library, with the next receive.
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) => continue,
         };
         if socket.send(answer).await.is_err() {
             return;

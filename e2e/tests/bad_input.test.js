@@ -33,7 +33,7 @@ test('a wrong flag', async () => {
 });
 
 test('a wrong command', async () => {
-  await fails(['dve'], /dve/, /dev/);
+  await fails(['prxy'], /prxy/, /proxy/);
 });
 
 test('a duration that is none', async () => {
