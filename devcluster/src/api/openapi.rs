@@ -180,12 +180,8 @@ fn operations(methods: &[&str], gvk: &Value, schema: &str) -> Value {
         .collect();
     let mut operations = Map::new();
     for method in methods {
-        let action = match *method {
-            "post" => "post",
-            other => other,
-        };
         let mut operation = json!({
-            "x-kubernetes-action": action,
+            "x-kubernetes-action": method,
             "x-kubernetes-group-version-kind": gvk,
             "responses": {"200": {"description": "OK", "content": {"application/json": {
                 "schema": {"$ref": format!("#/components/schemas/{schema}")}}}}},

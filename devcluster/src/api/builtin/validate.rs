@@ -110,10 +110,10 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec
                 immutable(&spec["podCIDR"], &old["spec"]["podCIDR"], "spec.podCIDR", &mut errors);
             }
         }
-        ("storage.k8s.io", "storageclasses") => {
-            if object["provisioner"].as_str().unwrap_or("").is_empty() {
-                errors.push(FieldError::required("provisioner"));
-            }
+        ("storage.k8s.io", "storageclasses")
+            if object["provisioner"].as_str().unwrap_or("").is_empty() =>
+        {
+            errors.push(FieldError::required("provisioner"));
         }
         _ => {}
     }

@@ -339,7 +339,7 @@ async fn run_clean_up(app: &Arc<App>, name: &str) {
         })
         .await;
     match ended {
-        Ok((object, super::store::Wrote::Deleted)) => app.drop_definition(&object),
+        Ok((object, super::store::Wrote::Deleted)) => app.sync_definition(&object),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, name, "cannot finish deleting a definition"),
     }

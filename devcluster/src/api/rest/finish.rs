@@ -243,8 +243,10 @@ pub fn check_namespace(
 /// Whether the specification (everything but metadata and status) differs.
 pub fn spec_differs(old: &Value, new: &Value, has_status: bool) -> bool {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };
-    let counts = |key: &str| {
-        !matches!(key, "metadata" | "apiVersion" | "kind") && !(has_status && key == "status")
+    let counts = |key: &str| match key {
+        "metadata" | "apiVersion" | "kind" => false,
+        "status" => !has_status,
+        _ => true,
     };
     old.iter().filter(|(key, _)| counts(key)).any(|(key, value)| new.get(key) != Some(value))
         || new.iter().filter(|(key, _)| counts(key)).any(|(key, _)| !old.contains_key(key))
@@ -255,12 +257,8 @@ pub fn after_write(app: &Arc<App>, resource: &Resource, object: &Value, removed:
     if resource.plural != crd::PLURAL || resource.group != crd::GROUP {
         return;
     }
-    if removed {
-        app.drop_definition(object);
-    } else {
-        app.serve_definition(object);
-        if meta::is_terminating(object) {
-            crd::clean_up(app.clone(), meta::name(object).to_owned());
-        }
+    app.sync_definition(object);
+    if !removed && meta::is_terminating(object) {
+        crd::clean_up(app.clone(), meta::name(object).to_owned());
     }
 }

@@ -62,7 +62,7 @@ impl App {
             shutdown,
         };
         for definition in app.store.all(super::crd::STORE_KEY, "") {
-            app.serve_definition(&definition);
+            app.sync_definition(&definition);
         }
         app
     }
@@ -71,27 +71,22 @@ impl App {
         self.registry.read().clone()
     }
 
-    /// Serves what a CustomResourceDefinition says, from the next request on.
-    pub fn serve_definition(&self, definition: &Value) {
-        let resources = super::crd::resources(definition);
+    /// Serves what the stored form of a CustomResourceDefinition says, from the next
+    /// request on, or stops serving it when it is gone.
+    pub fn sync_definition(&self, definition: &Value) {
         let (group, plural) = super::crd::group_and_plural(definition);
         let mut slot = self.registry.write();
+        // Read under the lock, so that of two changes the later one stays.
+        let current = self.store.get(super::crd::STORE_KEY, "", super::meta::name(definition));
         let mut registry = Registry::clone(&slot);
         registry.remove_custom(group, plural);
-        for resource in resources {
+        for resource in current.iter().flat_map(|current| super::crd::resources(current)) {
             registry.insert(resource);
         }
         *slot = Arc::new(registry);
-    }
-
-    /// Stops serving a removed definition.
-    pub fn drop_definition(&self, definition: &Value) {
-        let (group, plural) = super::crd::group_and_plural(definition);
-        let mut slot = self.registry.write();
-        let mut registry = Registry::clone(&slot);
-        registry.remove_custom(group, plural);
-        *slot = Arc::new(registry);
-        self.store.end_watches_of(&super::registry::store_key(group, plural));
+        if current.is_none() {
+            self.store.end_watches_of(&super::registry::store_key(group, plural));
+        }
     }
 }
 

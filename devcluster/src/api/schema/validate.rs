@@ -159,17 +159,17 @@ fn check(checks: &Checks, value: &Value, path: &str, errors: &mut Vec<FieldError
         }
         Value::Number(number) => {
             let n = number.as_f64().unwrap_or(0.0);
-            if let Some(least) = checks.minimum {
-                if n < least || (checks.exclusive_minimum && n <= least) {
-                    let or_equal = if checks.exclusive_minimum { "" } else { "or equal to " };
-                    invalid(format!("should be greater than {or_equal}{least}"));
-                }
+            if let Some(least) = checks.minimum
+                && (n < least || (checks.exclusive_minimum && n <= least))
+            {
+                let or_equal = if checks.exclusive_minimum { "" } else { "or equal to " };
+                invalid(format!("should be greater than {or_equal}{least}"));
             }
-            if let Some(most) = checks.maximum {
-                if n > most || (checks.exclusive_maximum && n >= most) {
-                    let or_equal = if checks.exclusive_maximum { "" } else { "or equal to " };
-                    invalid(format!("should be less than {or_equal}{most}"));
-                }
+            if let Some(most) = checks.maximum
+                && (n > most || (checks.exclusive_maximum && n >= most))
+            {
+                let or_equal = if checks.exclusive_maximum { "" } else { "or equal to " };
+                invalid(format!("should be less than {or_equal}{most}"));
             }
             if let Some(factor) = checks.multiple_of
                 && factor != 0.0
