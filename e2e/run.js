@@ -21,14 +21,36 @@ if (unknown.length > 0) {
 }
 const chosen = names.filter((name) => asked.length === 0 || asked.includes(name)).sort();
 
-/** `node --test` over the files, one after the other. Answers whether all passed. */
-function nodeTest(files, env) {
-  return new Promise((resolve) => {
-    const paths = files.map((name) => path.join('tests', `${name}.test.js`));
-    const args = ['--test', '--test-concurrency=1', '--test-reporter=spec', ...paths];
-    const child = spawn(process.execPath, args, { cwd: here, stdio: 'inherit', env: { ...process.env, ...env } });
+/**
+ * `node --test` over the files, one after the other. Answers whether all passed. `later` keeps the
+ * output back until `show()` is called, for what runs beside something else.
+ */
+function nodeTest(files, env, later = false) {
+  const paths = files.map((name) => path.join('tests', `${name}.test.js`));
+  const args = ['--test', '--test-concurrency=1', '--test-reporter=spec', ...paths];
+  const stdio = ['ignore', later ? 'pipe' : 'inherit', 'inherit'];
+  const child = spawn(process.execPath, args, { cwd: here, stdio, env: { ...process.env, ...env } });
+  const output = [];
+  child.stdout?.on('data', (chunk) => output.push(chunk));
+  const passed = new Promise((resolve) => {
     child.on('close', (code) => resolve(code === 0));
   });
+  return { passed, show: () => process.stdout.write(Buffer.concat(output)) };
+}
+
+/** The files that share an instance. */
+async function runSharing(files) {
+  if (files.length === 0) return true;
+  const instance = await (await Instance.create('shared')).start();
+  console.log(`dormouse dev ready after ${instance.secondsToReady.toFixed(1)} s`);
+  let passed;
+  try {
+    passed = await nodeTest(files, { DORMOUSE_E2E_SHARED: JSON.stringify(instance.description()) }).passed;
+  } finally {
+    await instance.stop();
+  }
+  if (passed) instance.remove();
+  return passed;
 }
 
 async function main() {
@@ -37,21 +59,16 @@ async function main() {
   // What lives on in a foreign cluster belongs to one data directory and one set of ports.
   if (foreignKubeconfig) process.env.DORMOUSE_E2E_KEPT = JSON.stringify(await Instance.newPlace('kept'));
 
-  let passed = true;
-  const sharing = chosen.filter((name) => !alone.includes(name));
-  if (sharing.length > 0) {
-    const instance = await (await Instance.create('shared')).start();
-    console.log(`dormouse dev ready after ${instance.secondsToReady.toFixed(1)} s`);
-    try {
-      const env = { DORMOUSE_E2E_SHARED: JSON.stringify(instance.description()) };
-      passed = await nodeTest(sharing, env);
-    } finally {
-      await instance.stop();
-    }
-    if (passed) instance.remove();
+  // Falling asleep is mostly waiting, so it goes on beside the rest, unless there is but one cluster.
+  const beside = foreignKubeconfig ? [] : chosen.filter((name) => name === 'sleep');
+  const waiting = beside.length > 0 && nodeTest(beside, {}, true);
+  let passed = await runSharing(chosen.filter((name) => !alone.includes(name)));
+  for (const name of chosen.filter((one) => alone.includes(one) && !beside.includes(one))) {
+    passed = (await nodeTest([name], {}).passed) && passed;
   }
-  for (const name of chosen.filter((one) => alone.includes(one))) {
-    passed = (await nodeTest([name], {})) && passed;
+  if (waiting) {
+    passed = (await waiting.passed) && passed;
+    waiting.show();
   }
   if (!passed) console.log(`logs of what was run: ${path.join(here, 'artifacts')}`);
   return passed;
