@@ -35,7 +35,8 @@ pub fn parse(text: &str) -> Option<f64> {
 pub fn in_units(value: &str, divisor: Option<&str>) -> Option<String> {
     let divisor = divisor.and_then(parse).filter(|&d| d > 0.0).unwrap_or(1.0);
     // Against 0.1 / 0.001 being a little more than 100.
-    let units = (parse(value)? / divisor - 1e-6).ceil().max(0.0);
+    let units = (parse(value)? / divisor - 1e-6).ceil();
+    let units = if units > 0.0 { units } else { 0.0 };
     Some(format!("{units:.0}"))
 }
 

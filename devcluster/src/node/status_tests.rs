@@ -183,7 +183,9 @@ proptest! {
         let wire: PodStatus = serde_json::from_value(serde_json::to_value(&status).unwrap()).unwrap();
         prop_assert_eq!(&wire, &status);
         let is_ready = condition(&status, "Ready").0 == "True";
-        prop_assert_eq!(is_ready, status.container_statuses.iter().flatten().all(|c| c.ready));
+        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let all_ready = status.container_statuses.iter().flatten().all(|c| c.ready);
+        prop_assert_eq!(is_ready, all_ready && !over);
         // Computing again from what was written changes nothing: no write loops.
         pod.status = Some(wire);
         prop_assert_eq!(compute(&pod, &model, host(), at(7)), status);

@@ -156,6 +156,68 @@ async fn ends_are_told_by_the_restart_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hooks_run_and_a_failed_one_ends_the_container() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let volumes = json!([{"name": "out", "hostPath": {"path": dir.path()}}]);
+    let mut c = shell("c", OBEY);
+    c["volumeMounts"] = json!([{"name": "out", "mountPath": "/out"}]);
+    c["lifecycle"] =
+        json!({"preStop": {"exec": {"command": ["sh", "-c", "echo bye > /out/said"]}}});
+    cluster.create("polite", json!({"containers": [c], "volumes": volumes})).await;
+    let mut c = shell("c", OBEY);
+    c["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    c["command"] = json!([
+        "sh",
+        "-c",
+        "echo last words; trap 'exit 7' TERM; touch ready; while :; do sleep 0.02; done"
+    ]);
+    let hook = "while ! [ -e ready ]; do sleep 0.02; done; echo no luck; exit 9";
+    c["lifecycle"] = json!({"postStart": {"exec": {"command": ["sh", "-c", hook]}}});
+    cluster.create("unlucky", json!({"restartPolicy": "Never", "containers": [c]})).await;
+
+    cluster.until_ready("polite").await;
+    cluster.delete("polite").await;
+    assert_eq!(std::fs::read_to_string(dir.path().join("said")).unwrap(), "bye\n");
+    let unlucky =
+        cluster.until("unlucky", "failed", |pod| pod["status"]["phase"] == "Failed").await;
+    let end = &first(&unlucky)["state"]["terminated"];
+    assert_eq!(end["exitCode"], 7);
+    assert!(end["message"].as_str().unwrap().starts_with("last words\n"), "{end}");
+    let events = cluster.until_event("unlucky", "FailedPostStartHook").await;
+    let told = "PostStartHook failed: command exited with code 9: no luck";
+    assert!(events.iter().any(|event| event.message.as_deref() == Some(told)));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sidecars_start_first_and_end_last() {
+    let cluster = Cluster::start().await;
+    let mount = json!([{"name": "work", "mountPath": "/work"}]);
+    let mut sidecar = shell("proxy", &format!("touch /work/up; {OBEY}"));
+    sidecar["restartPolicy"] = json!("Always");
+    sidecar["startupProbe"] =
+        json!({"exec": {"command": ["test", "-e", "/work/up"]}, "periodSeconds": 1});
+    sidecar["volumeMounts"] = mount.clone();
+    let mut main = shell("main", "test -e /work/up");
+    main["volumeMounts"] = mount;
+    let spec = json!({
+        "restartPolicy": "Never", "initContainers": [sidecar], "containers": [main],
+        "volumes": [{"name": "work", "emptyDir": {}}],
+    });
+    cluster.create("helped", spec).await;
+    let ended = |pod: &Value| {
+        pod["status"]["phase"] == "Succeeded"
+            && pod["status"]["initContainerStatuses"][0]["state"]["terminated"].is_object()
+    };
+    let pod = cluster.until("helped", "succeeded", ended).await;
+    assert_eq!(first(&pod)["state"]["terminated"]["exitCode"], 0);
+    assert_eq!(processes_in(&cluster.data), Vec::<i32>::new());
+    cluster.delete("helped").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_waits_for_its_configuration() {
     let cluster = Cluster::start().await;
     let mut c = shell("c", OBEY);

@@ -5,7 +5,7 @@ mod reader;
 mod writer;
 
 pub use reader::{Query, stream};
-pub use writer::collect;
+pub use writer::Collector;
 
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,19 @@ pub struct Progress {
 /// The log of one run of a container.
 pub fn file(dir: &Path, restarts: i32) -> PathBuf {
     dir.join(format!("{restarts}.log"))
+}
+
+/// The last lines of a log, as a termination message shows them: 80 lines, 2048 bytes.
+pub async fn last(path: &Path) -> Option<String> {
+    let query = Query { tail: Some(80), ..Query::default() };
+    let mut parts = stream(path.to_owned(), query, None);
+    let mut bytes = Vec::new();
+    while let Some(Ok(part)) = parts.recv().await {
+        bytes.extend_from_slice(&part);
+    }
+    let start = bytes.len().saturating_sub(2048);
+    let text = String::from_utf8_lossy(bytes.get(start..)?).into_owned();
+    (!text.is_empty()).then_some(text)
 }
 
 fn rotated(path: &Path) -> PathBuf {

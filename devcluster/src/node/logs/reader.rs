@@ -171,7 +171,7 @@ async fn start_of_last(file: &mut File, count: u64) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::writer::collect;
+    use super::super::writer::Collector;
     use super::*;
     use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
@@ -189,7 +189,9 @@ mod tests {
         let (progress, _watch) = watch::channel(Progress::default());
         for line in lines {
             let text = format!("{line}\n");
-            collect(path.clone(), max, text.as_bytes(), tokio::io::empty(), progress.clone()).await;
+            Collector::open(path.clone(), max, progress.clone())
+                .collect(text.as_bytes(), tokio::io::empty())
+                .await;
         }
         path
     }
@@ -219,10 +221,8 @@ mod tests {
         let path = dir.path().join("0.log");
         let (progress, live) = watch::channel(Progress::default());
         let (mut pipe, stdout) = tokio::io::duplex(64);
-        let writer =
-            tokio::spawn(collect(path.clone(), 2_000, stdout, tokio::io::empty(), progress));
-        let mut seen = live.clone();
-        seen.wait_for(|_| path.exists()).await.unwrap();
+        let collector = Collector::open(path.clone(), 2_000, progress);
+        let writer = tokio::spawn(collector.collect(stdout, tokio::io::empty()));
         let mut follower = stream(path, Query { follow: true, ..Query::default() }, Some(live));
         let mut text = String::new();
         for line in 0..200u32 {

@@ -11,34 +11,43 @@ use tokio::sync::watch;
 /// Room for one read from a pipe, in bytes.
 const READ: usize = 8 << 10;
 
-/// Copies both pipes into the file until both end, then says so in `progress`.
-///
-/// A log that cannot be written does not stop the container: its pipes are drained all the same.
-pub async fn collect(
-    path: PathBuf,
-    max_file: u64,
-    mut stdout: impl AsyncRead + Unpin,
-    mut stderr: impl AsyncRead + Unpin,
-    progress: watch::Sender<Progress>,
-) {
-    let mut log = LogFile::open(path, max_file, progress);
-    let (mut out, mut err) = (Lines::new("stdout"), Lines::new("stderr"));
-    let (mut out_open, mut err_open) = (true, true);
-    while out_open || err_open {
-        out.pending.reserve(READ);
-        err.pending.reserve(READ);
-        tokio::select! {
-            read = stdout.read_buf(&mut out.pending), if out_open => {
-                out_open = matches!(read, Ok(1..));
-                log.take(&mut out, !out_open);
-            }
-            read = stderr.read_buf(&mut err.pending), if err_open => {
-                err_open = matches!(read, Ok(1..));
-                log.take(&mut err, !err_open);
+/// The writer of one run's log. Its file is there from the start, so that a reader finds it.
+pub struct Collector {
+    log: LogFile,
+}
+
+impl Collector {
+    /// `max_file` in bytes; `progress` tells followers.
+    pub fn open(path: PathBuf, max_file: u64, progress: watch::Sender<Progress>) -> Self {
+        Self { log: LogFile::open(path, max_file, progress) }
+    }
+
+    /// Copies both pipes into the file until both end, then says so.
+    ///
+    /// A log that cannot be written does not stop the container: its pipes are drained all the same.
+    pub async fn collect(
+        mut self,
+        mut stdout: impl AsyncRead + Unpin,
+        mut stderr: impl AsyncRead + Unpin,
+    ) {
+        let (mut out, mut err) = (Lines::new("stdout"), Lines::new("stderr"));
+        let (mut out_open, mut err_open) = (true, true);
+        while out_open || err_open {
+            out.pending.reserve(READ);
+            err.pending.reserve(READ);
+            tokio::select! {
+                read = stdout.read_buf(&mut out.pending), if out_open => {
+                    out_open = matches!(read, Ok(1..));
+                    self.log.take(&mut out, !out_open);
+                }
+                read = stderr.read_buf(&mut err.pending), if err_open => {
+                    err_open = matches!(read, Ok(1..));
+                    self.log.take(&mut err, !err_open);
+                }
             }
         }
+        self.log.progress.send_modify(|progress| progress.closed = true);
     }
-    log.progress.send_modify(|progress| progress.closed = true);
 }
 
 /// One pipe's bytes that are not in the file yet.
@@ -164,7 +173,9 @@ mod tests {
         let path = dir.path().join("c/0.log");
         let (progress, _watch) = watch::channel(Progress::default());
         let text: Vec<u8> = (0..2000).flat_map(|i| format!("line {i}\n").into_bytes()).collect();
-        collect(path.clone(), 10_000, text.as_slice(), tokio::io::empty(), progress.clone()).await;
+        Collector::open(path.clone(), 10_000, progress.clone())
+            .collect(text.as_slice(), tokio::io::empty())
+            .await;
         assert!(progress.borrow().closed && progress.borrow().rotations > 0);
         let sizes = [&path, &rotated(&path)].map(|p| std::fs::metadata(p).unwrap().len());
         assert!(sizes.iter().all(|&size| size <= 300_000), "{sizes:?}");

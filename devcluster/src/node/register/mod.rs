@@ -161,12 +161,8 @@ impl Registration {
                 self.ensure().await?;
                 continue;
             };
-            let status = status(
-                &self.name,
-                node.status.take().unwrap_or_default(),
-                readiness,
-                Timestamp::now(),
-            );
+            let status =
+                status(node.status.take().unwrap_or_default(), readiness, Timestamp::now());
             node.status = Some(status);
             match in_time(self.nodes().replace_status(&self.name, &PostParams::default(), &node))
                 .await
@@ -252,12 +248,11 @@ pub fn allocatable() -> BTreeMap<String, String> {
     machine::capacity(MAX_PODS)
 }
 
-fn status(name: &str, old: NodeStatus, readiness: &Readiness, now: Timestamp) -> NodeStatus {
+fn status(old: NodeStatus, readiness: &Readiness, now: Timestamp) -> NodeStatus {
     let quantities: BTreeMap<String, Quantity> = machine::capacity(MAX_PODS)
         .into_iter()
         .map(|(name, value)| (name, Quantity(value)))
         .collect();
-    let hostname = NodeAddress { type_: "Hostname".to_owned(), address: name.to_owned() };
     let (addresses, endpoints, ready) = match readiness {
         Readiness::Starting => (
             None,
@@ -273,11 +268,7 @@ fn status(name: &str, old: NodeStatus, readiness: &Readiness, now: Timestamp) ->
                 NodeAddress { type_: "InternalIP".to_owned(), address: address.to_string() };
             let endpoint = DaemonEndpoint { port: i32::from(*kubelet_port) };
             let endpoints = NodeDaemonEndpoints { kubelet_endpoint: Some(endpoint) };
-            (
-                Some(vec![internal, hostname]),
-                Some(endpoints),
-                ("True", "KubeletReady", "the node runs pods"),
-            )
+            (Some(vec![internal]), Some(endpoints), ("True", "KubeletReady", "the node runs pods"))
         }
     };
     let mut conditions = old.conditions.unwrap_or_default();
@@ -334,17 +325,17 @@ mod tests {
             ..NodeCondition::default()
         };
         let old = NodeStatus { conditions: Some(vec![network]), ..NodeStatus::default() };
-        let starting = status("n", old, &Readiness::Starting, at(1));
+        let starting = status(old, &Readiness::Starting, at(1));
         let ready = Readiness::Ready { address: "127.0.0.1".parse().unwrap(), kubelet_port: 10250 };
-        let first = status("n", starting, &ready, at(5));
-        let second = status("n", first, &ready, at(9));
+        let first = status(starting, &ready, at(5));
+        let second = status(first, &ready, at(9));
         let find = |type_: &str| {
             second.conditions.iter().flatten().find(|c| c.type_ == type_).unwrap().clone()
         };
         assert_eq!(find("Ready").last_transition_time, Some(Time(at(5))));
         assert_eq!(find("Ready").last_heartbeat_time, Some(Time(at(9))));
         assert_eq!(find("NetworkUnavailable").status, "False");
-        assert_eq!(second.addresses.as_ref().map(Vec::len), Some(2));
+        assert_eq!(second.addresses.as_ref().map(Vec::len), Some(1));
         assert_eq!(second.conditions.map(|c| c.len()), Some(5));
     }
 }

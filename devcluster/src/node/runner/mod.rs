@@ -177,8 +177,9 @@ impl Runner {
         let process::Started { process, stdout, stderr } = started;
         let log = self.open_log();
         let (progress, live) = watch::channel(logs::Progress::default());
+        let collector = logs::Collector::open(log.clone(), logs::MAX_FILE, progress);
         self.pod.log_opened(&self.container.name, log.clone(), live);
-        let collector = tokio::spawn(logs::collect(log, logs::MAX_FILE, stdout, stderr, progress));
+        let collector = tokio::spawn(collector.collect(stdout, stderr));
 
         let how = self.supervise(&process, &plan, began, &id).await;
         let finished = Timestamp::now();
@@ -195,6 +196,11 @@ impl Runner {
             ),
         };
         end.message = end.message.or_else(|| read_message(&plan.termination_log));
+        let from_log =
+            self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        if end.message.is_none() && end.code != 0 && from_log {
+            end.message = logs::last(&log).await;
+        }
         Attempt::Ended(end)
     }
 
