@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use cluster::{
     labels,
-    resources::{AgentStatus, App, WorkloadResource, WorkloadStatus, Workspace},
+    resources::{AgentStatus, App, Phase, WorkloadResource, WorkloadStatus, Workspace},
 };
 use domain::workload::WorkloadKind;
 use futures::StreamExt;
@@ -99,8 +99,7 @@ pub trait Reconciled: WorkloadResource {
         + Sync
         + 'static;
 
-    /// Pods that exist, and pods that are ready.
-    fn counts(under: &Self::Under) -> (i32, i32);
+    fn counts(under: &Self::Under) -> Counts;
 
     /// Applies everything but the Service, which all have.
     fn apply(
@@ -109,6 +108,23 @@ pub trait Reconciled: WorkloadResource {
         namespace: &str,
         awake: bool,
     ) -> impl Future<Output = Result<(Self::Under, Option<AgentStatus>), ReconcileError>> + Send;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods that exist.
+    replicas: i32,
+    ready: i32,
+    /// Whether the last change has been seen by whoever counts.
+    current: bool,
+}
+
+impl Counts {
+    /// Pods that were ready before a wake are on their way out: they count only once the wake has
+    /// been seen. While it runs, a change to it takes nothing away.
+    fn ready(self, was: Option<Phase>) -> i32 {
+        if self.current || was == Some(Phase::Running) { self.ready } else { 0 }
+    }
 }
 
 async fn apply_one<K>(shared: &Shared, namespace: &str, manifest: &Value) -> kube::Result<K>
@@ -127,12 +143,12 @@ where
 impl Reconciled for Workspace {
     type Under = StatefulSet;
 
-    fn counts(under: &StatefulSet) -> (i32, i32) {
+    fn counts(under: &StatefulSet) -> Counts {
         let status = under.status.as_ref();
-        (
-            status.map_or(0, |status| status.replicas),
-            status.and_then(|status| status.ready_replicas).unwrap_or(0),
-        )
+        let replicas = status.map_or(0, |status| status.replicas);
+        let ready = status.and_then(|status| status.ready_replicas).unwrap_or(0);
+        let seen = status.and_then(|status| status.observed_generation);
+        Counts { replicas, ready, current: seen >= under.metadata.generation }
     }
 
     async fn apply(
@@ -155,12 +171,12 @@ impl Reconciled for Workspace {
 impl Reconciled for App {
     type Under = Deployment;
 
-    fn counts(under: &Deployment) -> (i32, i32) {
+    fn counts(under: &Deployment) -> Counts {
         let status = under.status.as_ref();
-        (
-            status.and_then(|status| status.replicas).unwrap_or(0),
-            status.and_then(|status| status.ready_replicas).unwrap_or(0),
-        )
+        let replicas = status.and_then(|status| status.replicas).unwrap_or(0);
+        let ready = status.and_then(|status| status.ready_replicas).unwrap_or(0);
+        let seen = status.and_then(|status| status.observed_generation);
+        Counts { replicas, ready, current: seen >= under.metadata.generation }
     }
 
     async fn apply(
@@ -188,11 +204,7 @@ async fn reconcile<W: Reconciled>(
     let before = object.status().cloned().unwrap_or_default();
     if let Some(other) = stores.older_namesake(object) {
         let message = format!("The name is taken by the older {other}: choose another name");
-        let told = Told {
-            phase: cluster::resources::Phase::Failed,
-            message: Some(message),
-            progress: None,
-        };
+        let told = Told { phase: Phase::Failed, message: Some(message), progress: None };
         let after = status(object, &before, told, (0, 0), None, shared, Timestamp::now());
         write(object, &before, &after, shared).await?;
         return Ok(Action::await_change());
@@ -201,7 +213,8 @@ async fn reconcile<W: Reconciled>(
     let asleep = object.is_asleep();
     apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
     let (under, agent) = object.apply(shared, namespace, !asleep).await?;
-    let (replicas, ready) = W::counts(&under);
+    let counts = W::counts(&under);
+    let (replicas, ready) = (counts.replicas, counts.ready(before.phase));
     let waiting = !asleep && object.replicas() > 0 && ready == 0;
     let pods = if waiting {
         let pods: Api<Pod> = Api::namespaced(shared.client.clone(), namespace);
@@ -246,7 +259,7 @@ fn status<W: WorkloadResource>(
     shared: &Shared,
     now: Timestamp,
 ) -> WorkloadStatus {
-    let running = told.phase == cluster::resources::Phase::Running;
+    let running = told.phase == Phase::Running;
     let config = &shared.config;
     let port = config.external_port.filter(|port| *port != 443);
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
@@ -325,8 +338,7 @@ async fn write<W: WorkloadResource>(
     {
         tracing::info!(kind = %W::KIND, namespace, name, phase = phase.as_str(), message = after.message, "changed");
         let note = after.message.clone().unwrap_or_else(|| format!("It is now {}", phase.as_str()));
-        announce(object, shared, phase.as_str(), note, phase == cluster::resources::Phase::Failed)
-            .await;
+        announce(object, shared, phase.as_str(), note, phase == Phase::Failed).await;
     }
     Ok(())
 }
@@ -348,5 +360,27 @@ pub async fn announce<W: WorkloadResource>(
     };
     if let Err(error) = shared.recorder.publish(&event, &object.object_ref(&())).await {
         tracing::debug!(%error, reason, "an event could not be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pods_from_before_a_wake_are_not_ready_for_it() {
+        let set = |observed: i64| {
+            let set = json!({
+                "metadata": {"name": "lab", "generation": 3},
+                "status": {"replicas": 1, "readyReplicas": 1, "observedGeneration": observed},
+            });
+            serde_json::from_value::<StatefulSet>(set).unwrap()
+        };
+        let ready = |observed, was| Workspace::counts(&set(observed)).ready(Some(was));
+        assert_eq!(ready(2, Phase::Sleeping), 0);
+        assert_eq!(ready(3, Phase::Sleeping), 1);
+        assert_eq!(ready(2, Phase::Running), 1, "a change takes nothing away");
     }
 }

@@ -80,7 +80,7 @@ fn lab_spec() -> Value {
         "command": [
             "jupyter", "lab", "--ip=$(POD_IP)", "--port=8888", "--port-retries=0", "--no-browser",
             "--allow-root", "--ServerApp.allow_remote_access=true", "--IdentityProvider.token=",
-            "--ServerApp.root_dir=/home/work", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--ServerApp.root_dir=/home/work", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         ],
         "port": 8888,
         "protocol": "Jupyter",
