@@ -21,9 +21,9 @@ fn index(cidr: &str) -> Option<u16> {
 pub fn next<'a>(uid: &str, taken: impl Iterator<Item = &'a str>) -> Option<String> {
     let taken: HashSet<u16> = taken.filter_map(index).collect();
     // FNV-1a: the place must be the same on every build and machine.
-    let hash = uid.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = uid
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let start = u16::try_from(hash % u32::from(RANGES)).unwrap_or_default();
     let free = (0..RANGES).map(|step| (start + step) % RANGES).find(|at| !taken.contains(at))?;
     Some(format!("127.{}.{}.0/24", u16::from(SECOND) + free / 256, free % 256))

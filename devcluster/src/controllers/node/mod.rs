@@ -2,6 +2,7 @@
 
 mod cidr;
 mod plan;
+mod silence;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,15 +23,16 @@ use super::events::Note;
 use super::pods::{condition, is_ready, is_terminating, node_name, sooner};
 use super::queue::{Again, Key, Queue, work};
 use plan::{Fate, Health};
+use silence::{Silence, Verdict};
 
 const COMPONENT: &str = "node-controller";
-pub const LEASES: &str = "kube-node-lease";
+/// How long pods of a node that does not exist are left alone.
+const QUARANTINE: Duration = Duration::from_secs(40);
+const LEASES: &str = "kube-node-lease";
 
 struct Controller {
     cluster: Arc<Cluster>,
-    /// When each node was last heard of, by the clock here: clocks of nodes need not agree, and a
-    /// node that starts together with us must not look dead.
-    heard: Mutex<HashMap<String, Instant>>,
+    silence: Mutex<Silence>,
     /// Since when pods have been seen on nodes that do not exist.
     missing: Mutex<HashMap<String, Instant>>,
 }
@@ -43,7 +45,7 @@ pub fn start(
     let queue = Queue::default();
     let controller = Arc::new(Controller {
         cluster: cluster.clone(),
-        heard: Mutex::default(),
+        silence: Mutex::default(),
         missing: Mutex::default(),
     });
     let (to, this) = (queue.clone(), Arc::downgrade(&controller));
@@ -58,11 +60,11 @@ pub fn start(
         for node in change.sides() {
             let name = node.metadata.name.clone().unwrap_or_default();
             if change.new.is_none() {
-                this.heard.lock().remove(&name);
+                this.silence.lock().forget(&name);
             } else if change.new.map(heartbeat) != change.old.map(heartbeat)
                 && change.new.and_then(heartbeat).is_none_or(|(status, _)| status != "Unknown")
             {
-                this.heard.lock().insert(name.clone(), Instant::now());
+                this.silence.lock().hear(&name, Instant::now());
             }
             to.add(Key::new("", &name));
         }
@@ -72,7 +74,7 @@ pub fn start(
         let Some((this, lease)) = this.upgrade().zip(change.new) else { return };
         if lease.metadata.namespace.as_deref() == Some(LEASES) {
             let name = lease.metadata.name.clone().unwrap_or_default();
-            this.heard.lock().insert(name.clone(), Instant::now());
+            this.silence.lock().hear(&name, Instant::now());
             to.add(Key::new("", &name));
         }
     });
@@ -95,17 +97,18 @@ async fn reconcile(controller: Arc<Controller>, key: Key) -> Result<Again, Error
     controller.missing.lock().remove(&key.name);
     if node.spec.as_ref().is_none_or(|spec| spec.pod_cidr.is_none()) {
         give_range(cluster, &node).await?;
-        return Ok(Some(Duration::ZERO));
     }
-    let silent_for =
-        controller.heard.lock().entry(key.name.clone()).or_insert_with(Instant::now).elapsed();
-    let health = plan::health(&node, silent_for);
+    let verdict = controller.silence.lock().judge(&key.name, Instant::now());
+    let health = plan::health(&node, verdict == Verdict::Silent);
     let now = Timestamp::now();
-    let mut again = (health != Health::Unreachable).then(|| plan::GRACE.saturating_sub(silent_for));
+    let mut again = match verdict {
+        Verdict::Lives(again) => Some(again),
+        Verdict::Silent => None,
+    };
     if health == Health::Unreachable
         && let Some(conditions) = plan::unknown_conditions(&node, now)
     {
-        tracing::warn!(node = %key.name, ?silent_for, "the node is silent: taking it for dead");
+        tracing::warn!(node = %key.name, "the node is silent: taking it for dead");
         let message = format!("Node {} status is now: NodeNotReady", key.name);
         cluster.events.record(COMPONENT, &*node, Note::normal("NodeNotReady", message));
         let patch = json!({"status": {"conditions": conditions}});
@@ -185,7 +188,7 @@ async fn orphaned(controller: &Controller, node: &str) -> Result<Again, Error> {
     }
     if !node.is_empty() {
         let since = *controller.missing.lock().entry(node.to_owned()).or_insert_with(Instant::now);
-        let left = plan::GRACE.saturating_sub(since.elapsed());
+        let left = QUARANTINE.saturating_sub(since.elapsed());
         if !left.is_zero() {
             return Ok(Some(left));
         }

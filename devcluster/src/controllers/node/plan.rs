@@ -9,9 +9,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::controllers::pods;
 use crate::controllers::scheduler::tolerates;
 
-/// A node that renewed nothing for so long is taken for dead (kube-controller-manager's
-/// `--node-monitor-grace-period`).
-pub const GRACE: Duration = Duration::from_secs(40);
 /// How long pods stay on a dead node when they do not say (the API server's DefaultTolerationSeconds).
 const DEFAULT_TOLERATION: i64 = 300;
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -26,9 +23,9 @@ pub enum Health {
     Unreachable,
 }
 
-/// `silent_for`: since its lease or status last changed, as seen from here.
-pub fn health(node: &Node, silent_for: Duration) -> Health {
-    if silent_for >= GRACE {
+/// `silent`: neither its lease nor its status change any more.
+pub fn health(node: &Node, silent: bool) -> Health {
+    if silent {
         return Health::Unreachable;
     }
     match ready_status(node) {
@@ -167,9 +164,9 @@ mod tests {
     #[test]
     fn a_silent_node_is_marked_and_cleared_again() {
         let mut it = node("True");
-        assert_eq!(health(&it, Duration::from_secs(39)), Health::Ready);
+        assert_eq!(health(&it, false), Health::Ready);
         assert_eq!(taints(&it, Health::Ready, at(0)), None);
-        assert_eq!(health(&it, GRACE), Health::Unreachable);
+        assert_eq!(health(&it, true), Health::Unreachable);
         let conditions = unknown_conditions(&it, at(0)).unwrap();
         assert_eq!(conditions.len(), 1, "only what the node reports");
         it.spec.get_or_insert_default().taints = taints(&it, Health::Unreachable, at(0));
@@ -177,7 +174,7 @@ mod tests {
         assert_eq!(taints(&it, Health::Unreachable, at(9)), None, "once is enough");
         it.status = node("Unknown").status;
         assert_eq!(unknown_conditions(&it, at(1)), None);
-        assert_eq!(health(&it, Duration::ZERO), Health::NotReady);
+        assert_eq!(health(&it, false), Health::NotReady);
         assert_eq!(taints(&it, Health::Ready, at(9)), Some(vec![]));
     }
 

@@ -219,7 +219,6 @@ async fn a_pod_without_a_node_says_why_and_is_bound_when_one_comes() {
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(cluster.client.clone());
     let node = nodes.get("node").await.unwrap();
     assert!(node.spec.unwrap().pod_cidr.is_some_and(|range| range.starts_with("127.")));
-    assert!(range.starts_with("127.") && range.ends_with(".0/24"), "{range}");
     cluster.stop().await;
 }
 
