@@ -69,6 +69,11 @@ impl FieldError {
         Self::new(field, FieldErrorKind::Forbidden, why)
     }
 
+    /// The field's name; the root has none, and Kubernetes writes that so.
+    fn place(&self) -> &str {
+        if self.field.is_empty() { "<nil>" } else { &self.field }
+    }
+
     /// The message of the cause, without the field's name.
     pub fn body(&self) -> String {
         let (_, words) = self.kind.words();
@@ -78,7 +83,7 @@ impl FieldError {
 
 impl std::fmt::Display for FieldError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.field, self.body())
+        write!(f, "{}: {}", self.place(), self.body())
     }
 }
 
@@ -258,7 +263,7 @@ impl ApiError {
         };
         let causes: Vec<Value> = errors
             .iter()
-            .map(|e| json!({"reason": e.kind.words().0, "message": e.body(), "field": e.field}))
+            .map(|e| json!({"reason": e.kind.words().0, "message": e.body(), "field": e.place()}))
             .collect();
         let mut error = Self::new(
             422,

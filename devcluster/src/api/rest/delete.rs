@@ -281,7 +281,9 @@ pub async fn delete_collection(
     for object in found.items {
         call.target.name = Some(meta::name(&object).to_owned());
         match delete_one(app, &call, &options).await {
-            Ok((object, _)) => items.push(respond::in_version(&call.resource, &object)),
+            Ok((object, _)) => {
+                items.push(respond::in_version(&call.resource, &object).into_owned())
+            }
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
         }

@@ -117,6 +117,19 @@ pub fn default(app: &App, resource: &Resource, object: &mut Value, old: Option<&
     if !resource.custom {
         builtin::defaults(app, resource, object, old);
     }
+    // Empty is the same as absent, and is not kept.
+    let metadata = meta::metadata_mut(object);
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let empty = match metadata.get(field) {
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(Value::Null) => true,
+            _ => false,
+        };
+        if empty {
+            metadata.remove(field);
+        }
+    }
 }
 
 /// Everything that can be wrong with an object.

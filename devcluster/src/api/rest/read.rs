@@ -1,5 +1,6 @@
 //! GET of one object, and lists in pages.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -85,18 +86,22 @@ pub fn list(app: &Arc<App>, call: &Call) -> Result<Response<Body>, ApiError> {
         metadata["remainingItemCount"] = Value::from(remaining);
     }
     let list = match call.shape {
-        Shape::Metadata(version) => json!({
-            "kind": "PartialObjectMetadataList",
-            "apiVersion": format!("meta.k8s.io/{version}"),
-            "metadata": metadata,
-            "items": page.items.iter().map(|object| respond::metadata_only(object, version)).collect::<Vec<_>>(),
-        }),
-        _ => json!({
-            "kind": resource.list_kind,
-            "apiVersion": resource.api_version(),
-            "metadata": metadata,
-            "items": page.items.iter().map(|object| respond::in_version(resource, object)).collect::<Vec<_>>(),
-        }),
+        Shape::Metadata(version) => respond::List {
+            kind: "PartialObjectMetadataList",
+            api_version: format!("meta.k8s.io/{version}"),
+            metadata,
+            items: page
+                .items
+                .iter()
+                .map(|object| Cow::Owned(respond::metadata_only(object, version)))
+                .collect(),
+        },
+        _ => respond::List {
+            kind: &resource.list_kind,
+            api_version: resource.api_version(),
+            metadata,
+            items: page.items.iter().map(|object| respond::in_version(resource, object)).collect(),
+        },
     };
     Ok(respond::json_response(StatusCode::OK, &list))
 }

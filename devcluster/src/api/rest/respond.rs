@@ -1,5 +1,7 @@
 //! Responses: plain objects, lists, tables and metadata only.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -60,7 +62,17 @@ impl Shape {
     }
 }
 
-pub fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
+/// A list of objects, shown without copying them.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct List<'a> {
+    pub kind: &'a str,
+    pub api_version: String,
+    pub metadata: Value,
+    pub items: Vec<Cow<'a, Value>>,
+}
+
+pub fn json_response(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     let body = serde_json::to_vec(value).unwrap_or_default();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -98,7 +110,7 @@ pub fn object(
     include: &str,
 ) -> Response<Body> {
     let value = match shape {
-        Shape::Object => return json_response(status, &in_version(resource, object)),
+        Shape::Object => return json_response(status, in_version(resource, object).as_ref()),
         Shape::Table(version) => table::table(
             resource,
             version,
@@ -114,16 +126,17 @@ pub fn object(
 }
 
 /// The object as the requested version shows it.
-pub fn in_version(resource: &Resource, object: &Value) -> Value {
+pub fn in_version<'a>(resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
     if resource.is_new_events() {
-        return crate::api::events::to_new(object);
+        return Cow::Owned(crate::api::events::to_new(object));
+    }
+    let wanted = resource.api_version();
+    if object["apiVersion"] == wanted.as_str() {
+        return Cow::Borrowed(object);
     }
     let mut shown = object.clone();
-    let wanted = resource.api_version();
-    if shown["apiVersion"] != wanted.as_str() {
-        shown["apiVersion"] = Value::String(wanted);
-    }
-    shown
+    shown["apiVersion"] = Value::String(wanted);
+    Cow::Owned(shown)
 }
 
 pub fn metadata_only(object: &Value, version: &str) -> Value {

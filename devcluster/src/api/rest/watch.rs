@@ -1,5 +1,6 @@
 //! Watches: what there is, then what changes, as lines of JSON.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,13 +192,21 @@ impl View {
         Some(line(kind, &self.shown(&event.object)))
     }
 
-    fn shown(&self, object: &Value) -> Value {
+    fn shown<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
         match self.shape {
             Shape::Object => respond::in_version(&self.resource, object),
-            Shape::Metadata(version) => respond::metadata_only(object, version),
+            Shape::Metadata(version) => Cow::Owned(respond::metadata_only(object, version)),
             Shape::Table(version) => {
                 let revision = meta::text(object, "resourceVersion");
-                table::table(&self.resource, version, [object], &self.include, revision, None, None)
+                Cow::Owned(table::table(
+                    &self.resource,
+                    version,
+                    [object],
+                    &self.include,
+                    revision,
+                    None,
+                    None,
+                ))
             }
         }
     }
@@ -232,7 +241,12 @@ impl View {
 }
 
 fn line(kind: &str, object: &Value) -> Vec<u8> {
-    let mut line = serde_json::to_vec(&json!({"type": kind, "object": object})).unwrap_or_default();
+    #[derive(serde::Serialize)]
+    struct Line<'a> {
+        r#type: &'a str,
+        object: &'a Value,
+    }
+    let mut line = serde_json::to_vec(&Line { r#type: kind, object }).unwrap_or_default();
     line.push(b'\n');
     line
 }

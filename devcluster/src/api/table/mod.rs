@@ -39,7 +39,7 @@ pub fn table<'a>(
         .map(|object| {
             let shown = match include {
                 "None" => Value::Null,
-                "Object" => super::rest::in_version(resource, object),
+                "Object" => super::rest::in_version(resource, object).into_owned(),
                 _ => metadata_only(object, version),
             };
             json!({"cells": cells(resource, object, now), "object": shown})
