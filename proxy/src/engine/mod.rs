@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use domain::workload::WorkloadRef;
+use futures::FutureExt;
 use http::{HeaderValue, header};
 use jiff::Timestamp;
 use pingora::{
@@ -28,6 +29,7 @@ use crate::{
     gate::{
         Admitted, Destination, Gate, Verdict,
         head::{Audience, Field, Head},
+        is_own_path,
         scrub::{self, Scrub, Trust},
     },
     tcp,
@@ -128,6 +130,40 @@ fn broken(why: &'static str) -> Box<Error> {
     Error::explain(ErrorType::InternalError, why)
 }
 
+impl Engine {
+    /// Asks the gate. `None` when the client has left while its request was held: it gives its place
+    /// back, and nothing is done in its name afterwards.
+    async fn admit(&self, session: &mut Session, ctx: &mut Exchange) -> Option<Verdict> {
+        let (from, now) = (client_ip(session), Timestamp::now());
+        // Only without a body can the end of the stream be told from what belongs to the request.
+        let has_body = !session.is_body_empty();
+        {
+            let borrowed = match Borrowed::of(session.req_header()) {
+                Ok(borrowed) => borrowed,
+                Err(refusal) => return Some(Verdict::Answer(refusal.answer(Audience::Client))),
+            };
+            let head = borrowed.head();
+            ctx.audience = head.audience();
+            let admit = self.gate.admit(&head, from, now);
+            // A sign-in is finished once begun: its code is good for one try.
+            if has_body || is_own_path(head.path()) {
+                return Some(admit.await);
+            }
+            // Nearly every request is decided at once, and pays for no copy.
+            if let Some(verdict) = admit.now_or_never() {
+                return Some(verdict);
+            }
+        }
+        let request = session.req_header().clone();
+        let borrowed = Borrowed::of(&request).ok()?;
+        let head = borrowed.head();
+        tokio::select! {
+            verdict = self.gate.admit(&head, from, now) => Some(verdict),
+            _ = session.read_body_or_idle(true) => None,
+        }
+    }
+}
+
 #[async_trait]
 impl ProxyHttp for Engine {
     type CTX = Exchange;
@@ -144,14 +180,9 @@ impl ProxyHttp for Engine {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
         session.set_write_timeout(Some(self.stall_timeout));
-        let from = client_ip(session);
-        let verdict = match Borrowed::of(session.req_header()) {
-            Ok(borrowed) => {
-                ctx.audience = borrowed.head().audience();
-                self.gate.admit(&borrowed.head(), from, Timestamp::now()).await
-            }
-            Err(refusal) => Verdict::Answer(refusal.answer(Audience::Client)),
-        };
+        let verdict = self.admit(session, ctx).await.ok_or_else(|| {
+            Error::explain(ErrorType::ConnectionClosed, "the client did not wait").into_down()
+        })?;
         match verdict {
             Verdict::Forward(admitted) => {
                 ctx.admitted = Some(admitted);

@@ -8,6 +8,7 @@ pub mod host;
 mod identify;
 pub mod origin;
 mod own;
+mod reach;
 pub mod scrub;
 pub mod wake;
 
@@ -21,10 +22,10 @@ use std::{
 };
 
 use domain::{
-    access::{self, Grant, Readiness, Target},
+    access::{self, Grant, Target},
     activity::{Guard, How},
     classify,
-    route::{Progress, RouteTable, Step},
+    route::RouteTable,
     token::Verifier,
     wake::WakeRequest,
 };
@@ -34,10 +35,7 @@ use runtime::{
     audit::{Audit, Event, Outcome},
     jwks::JwksFollower,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -51,7 +49,6 @@ use crate::{
     answer::{Answer, Refusal},
     config::{Config, SystemAccess, SystemHost},
     metrics::Metrics,
-    pages,
     session::{Sessions, return_path::ReturnPath},
 };
 
@@ -91,6 +88,11 @@ pub struct Parts {
 pub enum Verdict {
     Forward(Box<Admitted>),
     Answer(Answer),
+}
+
+/// Whether the path is one of the gate's own, served without an upstream.
+pub fn is_own_path(path: &str) -> bool {
+    own::Own::of(path) != own::Own::No
 }
 
 /// Where an admitted request goes. A workload only ever by its grant.
@@ -301,42 +303,6 @@ impl Gate {
         })))
     }
 
-    /// A grant that can be dialled, or the waiting page. An open page's background requests get an
-    /// answer at once and wake nothing, or no workload with a tab left open would ever sleep.
-    async fn when_ready(
-        &self,
-        grant: Grant,
-        audience: Audience,
-        wakes: bool,
-    ) -> Result<Result<Grant, Answer>, Refusal> {
-        let Some(progress) = self.progress(&grant, wakes)? else { return Ok(Ok(grant)) };
-        if audience == Audience::Navigation {
-            return Ok(Err(waiting(&grant, &progress)));
-        }
-        let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
-        let deadline = Instant::now() + grant.wake_hold();
-        let routes = self.routes.clone();
-        wake::until_ready(grant, routes, &self.waker, deadline, place).await.map(Ok)
-    }
-
-    /// How far a start has come; `None` when the workload is there. Asks for one that sleeps.
-    fn progress(&self, grant: &Grant, wakes: bool) -> Result<Option<Progress>, Refusal> {
-        match grant.readiness() {
-            Readiness::Ready(_) => Ok(None),
-            Readiness::Waking(progress) => Ok(Some(progress)),
-            Readiness::Asleep if wakes => {
-                self.waker.ask(grant);
-                let message = "Asked to wake".to_owned();
-                Ok(Some(Progress { step: Step::Requested, message }))
-            }
-            Readiness::Asleep => Err(Refusal::Asleep(grant.workload().clone())),
-            Readiness::Stopped => Err(Refusal::Stopped(grant.workload().clone())),
-            Readiness::Failed(message) => {
-                Err(Refusal::Failed(grant.workload().clone(), message.to_owned()))
-            }
-        }
-    }
-
     fn to_service(
         &self,
         system: &SystemHost,
@@ -371,41 +337,6 @@ impl Gate {
             ("X-Forwarded-Proto", "https".to_owned()),
             ("X-Forwarded-Host", head.authority.to_owned()),
         ]
-    }
-
-    /// The address to dial now; asked again for each try. `None` when the workload has gone away or
-    /// fallen asleep in between, or is no longer this person's.
-    pub fn peer(&self, destination: &Destination) -> Option<SocketAddr> {
-        match destination {
-            Destination::Service { address, .. } => Some(*address),
-            Destination::Workload(grant) => {
-                let grant = grant.renew(&self.routes.borrow())?;
-                let Readiness::Ready(addresses) = grant.readiness() else { return None };
-                let pick = rand::random_range(0..addresses.len().max(1));
-                addresses.get(pick).copied()
-            }
-        }
-    }
-
-    /// The answer when there was nobody to dial after all: a workload that fell asleep while the
-    /// request was on its way wakes, and whoever opened a page waits on ours.
-    pub fn missed(&self, destination: &Destination, audience: Audience) -> Answer {
-        let refusal = match destination {
-            Destination::Service { .. } => Refusal::Unreachable,
-            Destination::Workload(grant) => match grant.renew(&self.routes.borrow()) {
-                None => Refusal::NotFound,
-                Some(grant) => match self.progress(&grant, true) {
-                    Ok(Some(progress)) if audience == Audience::Navigation => {
-                        return waiting(&grant, &progress);
-                    }
-                    Ok(Some(_)) => Refusal::StillStarting(grant.workload().clone()),
-                    Ok(None) => Refusal::Unreachable,
-                    Err(refusal) => refusal,
-                },
-            },
-        };
-        self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-        refusal.answer(audience)
     }
 
     fn record(&self, now: Timestamp, event: Event<'_>) {
@@ -445,11 +376,6 @@ impl Gate {
             },
         );
     }
-}
-
-fn waiting(grant: &Grant, progress: &Progress) -> Answer {
-    Answer::page(503, pages::waiting(grant.workload(), progress))
-        .with("Retry-After", "3".to_owned())
 }
 
 fn refused<'a>() -> Event<'a> {

@@ -324,3 +324,30 @@ async fn requests_are_classified_and_opening_is_written_down_once() {
     }
     assert_eq!(text.matches("opened").count(), 1, "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_may_wait_for_100_continue() {
+    let world = World::start().await;
+    let address = upstream::start(|mut request| async move {
+        assert!(request.head.to_ascii_lowercase().contains("expect: 100-continue"));
+        request.reply("HTTP/1.1 100 Continue\r\n\r\n").await;
+        while request.rest.len() < 4 {
+            tokio::io::AsyncReadExt::read_buf(&mut request.stream, &mut request.rest)
+                .await
+                .unwrap();
+        }
+        request.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    })
+    .await;
+    world.running(address);
+    let mut raw = world.raw().await;
+    raw.send(&format!(
+        "POST / HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {}\r\nExpect: 100-continue\r\n\
+         Content-Length: 4\r\n\r\n",
+        world.bearer("alice")
+    ))
+    .await;
+    assert!(raw.answer().await.0.starts_with("HTTP/1.1 100 "));
+    raw.send("body").await;
+    assert_eq!(raw.answer().await.1, b"ok");
+}

@@ -188,3 +188,67 @@ async fn a_stop_finishes_what_runs_and_takes_nothing_new() {
     assert_eq!(h2.await.unwrap().unwrap().text().await.unwrap(), "done");
     world.served.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_3_nothing_is_exempt_from_sign_in_by_a_trick() {
+    let world = World::start().await;
+    world.running(upstream::start(|_| async { panic!("a stranger got through") }).await);
+    let mut raw = world.raw().await;
+    for target in [
+        "/.dormouse/callback/../../secret",
+        "/.dormouse/callback%2f..%2f..%2fsecret",
+        "/.dormouse/whoami?/.dormouse/callback",
+        "/secret?x=/.dormouse/callback",
+        "/secret/.dormouse/callback",
+        "/%2edormouse/callback",
+        "//.dormouse/callback",
+        "/.DORMOUSE/callback",
+        "/.dormouse/wake",
+        "/robots.txt",
+    ] {
+        let agent = "User-Agent: kube-probe/1.33\r\nX-Original-URI: /.dormouse/callback";
+        raw.send(&format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{agent}\r\n\r\n")).await;
+        assert!(raw.answer().await.0.starts_with("HTTP/1.1 401 "), "{target}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_8_a_doubled_session_cookie_is_refused_and_not_sent_round() {
+    let world = World::start().await;
+    world.running(upstream::start(|_| async { panic!("it got through") }).await);
+    let good = world.issuer.access_token("alice", 600);
+    let mut raw = world.raw().await;
+    for accept in ["text/html", "*/*"] {
+        raw.send(&format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nAccept: {accept}\r\n\
+             Cookie: __Host-dormouse={good}; __Host-dormouse={good}\r\n\r\n"
+        ))
+        .await;
+        assert!(raw.answer().await.0.starts_with("HTTP/1.1 401 "), "{accept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_11_slow_bodies_leave_others_served() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let bearer = world.bearer("alice");
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let mut raw = world.raw().await;
+        raw.send(&format!(
+            "POST / HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {bearer}\r\nContent-Length: 9\r\n\r\nslow"
+        ))
+        .await;
+        slow.push(raw);
+    }
+    let mut raw = world.raw().await;
+    raw.send(&get(&world, "/")).await;
+    assert!(raw.answer().await.0.starts_with("HTTP/1.1 200 "));
+    for raw in &mut slow {
+        raw.send(" body").await;
+    }
+    for raw in &mut slow {
+        assert!(raw.answer().await.1.ends_with(b"slow body"));
+    }
+}

@@ -210,6 +210,28 @@ async fn an_upgrade_is_held_and_gives_its_place_back_when_the_client_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_held_call_gives_its_place_back_when_the_client_leaves() {
+    let world = World::start().await;
+    world.set([spec(State::Sleeping, &[])]);
+    let held = || {
+        let families = world.registry.gather();
+        let family = families.iter().find(|family| family.name() == "dormouse_proxy_held");
+        family.unwrap().get_metric()[0].get_gauge().get_value()
+    };
+    for http_1_only in [true, false] {
+        let request = world.client(http_1_only).get(world.url(HOST, "/"));
+        let call = tokio::spawn(request.header("Authorization", world.bearer("alice")).send());
+        while held() < 1.0 {
+            tokio::task::yield_now().await;
+        }
+        call.abort();
+        while held() > 0.0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_falls_asleep_while_a_request_is_on_its_way_is_woken() {
     let mut world = World::start().await;
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
