@@ -9,12 +9,14 @@ use crate::queue::{self, Receiver, Sender};
 /// How long the agent may take to use up what the client sent before it closed the channel.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// How the agent's side of a channel ended.
+/// How one side of a channel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The agent closed the channel: the program or the forwarded connection has ended.
+    /// The program ended and said how, and the agent closed the channel.
+    Finished,
+    /// The agent closed the channel: a forwarded connection has ended, or the agent stops.
     Closed,
-    /// The connection to the agent broke.
+    /// The connection broke.
     Lost,
 }
 
@@ -77,6 +79,11 @@ pub async fn carry(
         let _ = write.close().await;
         std::future::pending::<()>().await;
     };
+    let mut finished = false;
+    let seen = |message: &ChannelMsg| {
+        finished |=
+            matches!(message, ChannelMsg::ExitStatus { .. } | ChannelMsg::ExitSignal { .. });
+    };
     let down = async {
         let drain = async {
             while let Some(message) = from_agent.pop().await {
@@ -85,12 +92,13 @@ pub async fn carry(
                 }
             }
         };
-        tokio::join!(fill(&mut read, sender, |_| ()), drain).0
+        tokio::join!(fill(&mut read, sender, seen), drain).0
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = down => ended,
         () = up => Ended::Lost,
-    }
+    };
+    if finished && ended == Ended::Closed { Ended::Finished } else { ended }
 }
 
 async fn to_agent(

@@ -73,6 +73,8 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     public_keys(&config)?;
     let host_key = keys::open(&config.host_key_file)?;
     let client_key = keys::open(&config.client_key_file)?;
+    // Kept to the end: a list without a source counts as one that says nothing more.
+    let (_nobody, none_registered) = watch::channel(Arc::default());
     let registered = match &config.keys_url {
         Some(url) => {
             let url = url.parse().with_context(|| format!("keys_url {url:?} is not a URL"))?;
@@ -86,7 +88,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             let feed = registered::Feed { url, client_id, client_secret, http };
             registered::follow(feed, &ctx)
         }
-        None => watch::channel(Arc::default()).1,
+        None => none_registered,
     };
     let gate = Arc::new(visit::Gate {
         metrics: metrics::Metrics::new(&ctx.registry)?,

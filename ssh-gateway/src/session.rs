@@ -156,8 +156,8 @@ async fn serve(
         let ended = bridge::carry(receiver, client, channel).await;
         drop(agent);
         match ended {
-            Ended::Closed => Ok(()),
-            Ended::Lost => Err(why_lost(visit).await),
+            Ended::Finished => Ok(()),
+            Ended::Closed | Ended::Lost => Err(why_lost(visit).await),
         }
     };
     bridge::beside(fill, work).await
