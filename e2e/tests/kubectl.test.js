@@ -4,49 +4,16 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 
 import { request } from '../support/client.js';
-import { needs, run, which } from '../support/command.js';
-import { until } from '../support/deadline.js';
 import { resource } from '../support/cluster.js';
+import { until } from '../support/deadline.js';
 import { sharedInstance } from '../support/instance.js';
-
-/** Older ones look for a schema in a form that API servers no longer offer. */
-const MINOR_MIN = 27;
-
-async function tooOld() {
-  if (!which('kubectl')) return {};
-  const { stdout } = await run('kubectl', ['version', '--client', '--output=json']);
-  const { major, minor } = JSON.parse(stdout).clientVersion;
-  const old = Number(major) === 1 && Number.parseInt(minor, 10) < MINOR_MIN;
-  return old ? { skip: `kubectl ${major}.${minor} is older than 1.${MINOR_MIN}` } : {};
-}
+import { kubectl, kubectlOk, needsKubectl, row } from '../support/kubectl.js';
 
 const instance = await sharedInstance();
-const options = { ...(await tooOld()), ...needs('kubectl') };
 const { namespace } = (await resource(instance, 'App', 'echo')).metadata;
+const ok = (...args) => kubectlOk(instance, args);
 
-function kubectl(args, input) {
-  return run('kubectl', ['--kubeconfig', instance.ready.kubeconfig, ...args], { input });
-}
-
-/** kubectl that must succeed; answers its standard output. */
-async function ok(...args) {
-  const { code, stdout, stderr } = await kubectl(args);
-  assert.equal(code, 0, `kubectl ${args.join(' ')}: ${stderr}`);
-  return stdout;
-}
-
-/** The row of one name in a table, as an object by column title. */
-function row(table, name) {
-  const [head, ...lines] = table.trimEnd().split('\n');
-  const columns = [...head.matchAll(/\S+(?: \S+)*/g)].map((match) => ({ title: match[0], from: match.index }));
-  const line = lines.find((one) => new RegExp(`(^|\\s)${name}\\s`).test(one));
-  if (!line) return undefined;
-  return Object.fromEntries(
-    columns.map(({ title, from }, index) => [title, line.slice(from, columns[index + 1]?.from).trim()]),
-  );
-}
-
-test('get shows state, last activity and URL', options, async () => {
+test('get shows state, last activity and URL', needsKubectl, async () => {
   await request(instance, instance.url('echo'), { token: instance.token('alice'), method: 'POST' });
   const seen = await until('echo running, with its last activity', async () => {
     const apps = row(await ok('get', 'apps', '-A'), 'echo');
@@ -62,7 +29,7 @@ test('get shows state, last activity and URL', options, async () => {
   assert.match(both, /echo/);
 });
 
-test('describe tells conditions and spec', options, async () => {
+test('describe tells conditions and spec', needsKubectl, async () => {
   const text = await ok('describe', 'app', 'echo', '-n', namespace);
   assert.match(text, /^Name:\s+echo$/m);
   assert.match(text, /Conditions:/);
@@ -81,14 +48,12 @@ const app = (name, spec = {}) =>
 async function copyOfEcho(name) {
   const { spec } = await resource(instance, 'App', 'echo');
   spec.command = ['sh', '-c', `echo ${name} starts; exec ${spec.command.join(' ')}`];
-  const { code, stderr, stdout } = await kubectl(['apply', '-f', '-'], app(name, spec));
-  assert.equal(code, 0, stderr);
-  return stdout;
+  return kubectlOk(instance, ['apply', '-f', '-'], app(name, spec));
 }
 
-test('apply makes an app, scale stops and starts it, logs are its own, delete leaves nothing', { ...options, timeout: 180_000 }, async () => {
+test('apply makes an app, scale stops and starts it, logs are its own, delete leaves nothing', { ...needsKubectl, timeout: 180_000 }, async () => {
   const name = 'second-echo';
-  after(() => kubectl(['delete', 'app', name, '-n', namespace, '--ignore-not-found']));
+  after(() => kubectl(instance, ['delete', 'app', name, '-n', namespace, '--ignore-not-found']));
   assert.match(await copyOfEcho(name), /second-echo created/);
   assert.match(await copyOfEcho(name), /second-echo (unchanged|configured)/);
 
@@ -122,7 +87,7 @@ test('apply makes an app, scale stops and starts it, logs are its own, delete le
   await until('its host to be nobody\'s', async () => (await answers()) === 404);
 });
 
-test('an invalid resource is refused in one line that names the field', options, async () => {
+test('an invalid resource is refused in one line that names the field', needsKubectl, async () => {
   const { spec } = await resource(instance, 'App', 'echo');
   const wrong = [
     ['a field that is not there', app('wrong', { ...spec, prot: 8080 }), /"spec\.prot"/],
@@ -130,7 +95,7 @@ test('an invalid resource is refused in one line that names the field', options,
     ['a name that makes no host', app('wrong--name', spec), /metadata\.name must be/],
   ];
   for (const [what, input, pattern] of wrong) {
-    const { code, stderr } = await kubectl(['apply', '-f', '-'], input);
+    const { code, stderr } = await kubectl(instance, ['apply', '-f', '-'], input);
     assert.notEqual(code, 0, `${what} was taken`);
     assert.match(stderr, pattern, what);
     assert.equal(stderr.trim().split('\n').length, 1, `${what}: ${stderr}`);
@@ -138,9 +103,9 @@ test('an invalid resource is refused in one line that names the field', options,
   await assert.rejects(resource(instance, 'App', 'wrong'), /no App wrong/);
 });
 
-test('a resource with a value of the wrong type is refused, with the field\'s name', options, async () => {
+test('a resource with a value of the wrong type is refused, with the field\'s name', needsKubectl, async () => {
   const { spec } = await resource(instance, 'App', 'echo');
-  const { code, stderr } = await kubectl(['apply', '-f', '-'], app('wrong', { ...spec, port: 'many' }));
+  const { code, stderr } = await kubectl(instance, ['apply', '-f', '-'], app('wrong', { ...spec, port: 'many' }));
   assert.notEqual(code, 0);
   assert.match(stderr, /spec\.port/);
 });

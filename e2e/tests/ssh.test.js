@@ -108,6 +108,17 @@ function get(url) {
   });
 }
 
+test('ssh -R gives the workspace a port of this machine', { ...withSsh, ...needs('ssh', 'curl'), timeout: 60_000 }, async () => {
+  const server = http.createServer((_, response) => response.end('from outside\n'));
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  after(() => server.close());
+  const remote = await freePort();
+  const flags = ['-o', 'ExitOnForwardFailure=yes', '-R', `${remote}:127.0.0.1:${server.address().port}`];
+  const command = `curl -sS "http://\${DORMOUSE_POD_LOOPBACK:-localhost}:${remote}/"`;
+  const result = await alice.exec(command, { flags });
+  assert.equal(result.stdout, 'from outside\n', result.stderr);
+});
+
 test('a terminal\'s size follows the window\'s', { ...withSsh, ...needs('ssh', 'python3') }, async () => {
   const command = ['ssh', ...alice.sshArguments({ flags: ['-tt'] })];
   const terminal = new Terminal(command, { rows: 24, columns: 80, env: alice.environment });
