@@ -129,15 +129,16 @@ impl Graph {
     }
 
     /// Takes in an owner that was found by asking the API, so that its end will be noticed even if its
-    /// kind is not watched yet: the kind's first list will miss it. False: it was deleted since.
-    pub fn learn(&mut self, object: Object) -> bool {
+    /// kind is not watched yet: the kind's first list will miss it. Returns the uids that must be
+    /// looked at; `None`: it was deleted since.
+    pub fn learn(&mut self, object: Object) -> Option<Vec<String>> {
         if self.deleted.contains(&object.uid) {
-            return false;
+            return None;
         }
-        if !self.objects.contains_key(&object.uid) {
-            self.observe(object);
+        if self.objects.contains_key(&object.uid) {
+            return Some(Vec::new());
         }
-        true
+        Some(self.observe(object))
     }
 
     /// Takes a deleted object out for good; returns the uids that must be looked at.

@@ -313,7 +313,10 @@ async fn resolve(
         let mut graph = inventory.graph.lock();
         // A list that was compared meanwhile may be newer than this answer.
         if graph.lists == lists {
-            return Ok(if graph.learn(live) { found } else { Owner::Absent });
+            return Ok(graph.learn(live).map_or(Owner::Absent, |look| {
+                inventory.look(look);
+                found
+            }));
         }
     }
 }
