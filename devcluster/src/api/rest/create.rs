@@ -77,6 +77,7 @@ async fn insert(app: &Arc<App>, call: &Call, object: Value) -> Result<Arc<Value>
                 return Err(error);
             }
             finish::check_namespace(app, resource, &namespace, &name)?;
+            finish::check_service_account(app, resource, &object)?;
             if call.options.dry_run {
                 let object = Arc::new(object);
                 dry = Some(object.clone());

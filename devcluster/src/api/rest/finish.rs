@@ -253,6 +253,26 @@ pub fn check_namespace(
     Ok(())
 }
 
+/// A pod runs under an account that exists (`default` always does).
+pub fn check_service_account(app: &App, resource: &Resource, pod: &Value) -> Result<(), ApiError> {
+    let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
+    let namespace = meta::namespace(pod);
+    if !resource.is("", "pods")
+        || account == "default"
+        || app.store.get("/serviceaccounts", namespace, account).is_some()
+    {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(
+        "",
+        "pods",
+        meta::name(pod),
+        format!(
+            "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
+        ),
+    ))
+}
+
 /// Whether the specification (everything but metadata and status) differs.
 pub fn spec_differs(old: &Value, new: &Value, has_status: bool) -> bool {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return true };

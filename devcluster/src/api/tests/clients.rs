@@ -131,6 +131,10 @@ async fn pods_are_defaulted_bound_once_and_end_gracefully() {
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [
         {"name": "c", "image": "x", "ports": [{"containerPort": 80}], "readinessProbe": {"httpGet": {"port": 80}}}]}}))
     .unwrap();
+    let mut stranger = pod.clone();
+    stranger.spec.as_mut().unwrap().service_account_name = Some("nobody".into());
+    let status = failure(pods.create(&PostParams::default(), &stranger).await);
+    assert!(status.message.ends_with("serviceaccount \"nobody\" not found"), "{}", status.message);
     let made = pods.create(&PostParams::default(), &pod).await.unwrap();
     let spec = made.spec.unwrap();
     assert_eq!(spec.restart_policy.as_deref(), Some("Always"));
