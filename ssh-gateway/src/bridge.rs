@@ -72,12 +72,13 @@ pub async fn carry(
     let up = async {
         while let Some(message) = from_client.pop().await {
             if to_agent(&write, message).await.is_err() {
-                break;
+                // The connection is gone, and `down` says so.
+                return std::future::pending().await;
             }
         }
-        // After a failure the connection is gone, and `down` says so.
+        // The library forgets a channel that it closes first, so no answer is waited for.
         let _ = write.close().await;
-        std::future::pending::<()>().await;
+        Ended::Closed
     };
     let mut finished = false;
     let seen = |message: &ChannelMsg| {
@@ -96,7 +97,7 @@ pub async fn carry(
     };
     let ended = tokio::select! {
         ended = down => ended,
-        () = up => Ended::Lost,
+        ended = up => ended,
     };
     if finished && ended == Ended::Closed { Ended::Finished } else { ended }
 }

@@ -63,6 +63,7 @@ impl Registered {
                     session: None,
                     expires_at: Timestamp::MAX,
                     scopes: Vec::new(),
+                    workload: None,
                 },
             });
             match people.entry(id) {

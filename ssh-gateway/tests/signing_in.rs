@@ -60,7 +60,12 @@ async fn bad_tokens_are_refused_and_leave_one_event_each() {
         assert_eq!((code, out.as_str()), (Some(255), ""), "{bad}");
         assert!(errors.contains("Permission denied"), "{errors}");
     }
-    assert_eq!(world.audit().matches(r#""did":"refused""#).count(), 6, "{}", world.audit());
+    // Written when the gateway has seen the end of the connection.
+    let refused = || world.audit().matches(r#""did":"refused""#).count();
+    while refused() < 6 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(refused(), 6, "{}", world.audit());
     assert_eq!(world.doing(), None, "attack_24: strangers are no activity");
 }
 
