@@ -147,6 +147,7 @@ mod tests {
             session: None,
             expires_at: Timestamp::MAX,
             scopes: vec![],
+            workload: None,
         };
         let event = Event {
             who: Some("alice"),
