@@ -56,10 +56,7 @@ pub fn authorize(
         Target::Host(host) => table.by_host(host)?,
         Target::Ssh(user) => by_ssh_user(table, identity, user)?,
     };
-    route
-        .spec()
-        .access
-        .allows(identity)
+    (route.spec().access.allows(identity) && identity.credential.reaches(route.workload()))
         .then(|| Grant { identity: identity.clone(), route: route.clone() })
 }
 
@@ -182,6 +179,26 @@ mod tests {
             workload: workload.clone(),
         };
         Arc::new(Route::new(spec, tracker.cell(&workload)))
+    }
+
+    #[test]
+    fn a_credential_for_one_workload_opens_no_other() {
+        let tracker = Tracker::new();
+        let table = RouteTable::new([
+            route(&tracker, "lab", "alice", "alice"),
+            route(&tracker, "big", "alice", "alice"),
+        ]);
+        let mut limited = identity("alice", &[]);
+        limited.credential.workload = Some("alice/lab".to_owned());
+        let limited = Arc::new(limited);
+        let grant = |host| authorize(&table, &limited, Target::Host(host));
+        let granted = grant("lab--alice.localhost").unwrap();
+        assert!(grant("big--alice.localhost").is_none());
+        assert!(granted.renew(&table).is_some());
+        let mut nothing = identity("alice", &[]);
+        nothing.credential.workload = Some("lab".to_owned());
+        let host = Target::Host("lab--alice.localhost");
+        assert!(authorize(&table, &Arc::new(nothing), host).is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::name::UserName;
+use crate::{name::UserName, workload::WorkloadRef};
 
 /// Who is asking. Made by [`crate::token::Verifier`], or by the SSH gateway after a proven key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,17 @@ pub struct Credential {
     pub expires_at: Timestamp,
     /// Scopes granted to it (RFC 6749, section 3.3).
     pub scopes: Vec<String>,
+    /// The only workload that it reaches, as `project/name`; all that its holder may, if `None`.
+    pub workload: Option<String>,
+}
+
+impl Credential {
+    /// False for a credential that is limited to another workload.
+    pub fn reaches(&self, workload: &WorkloadRef) -> bool {
+        let Some(only) = &self.workload else { return true };
+        let (project, name) = (workload.project.as_str(), workload.name.as_str());
+        only.split_once('/') == Some((project, name))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

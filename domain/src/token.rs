@@ -48,6 +48,9 @@ pub struct Claims {
     #[serde(default)]
     pub groups: Vec<String>,
     pub kind: TokenKind,
+    /// A claim of our own: the only workload that the token reaches, as `project/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
 }
 
 /// `aud` is one value or several (RFC 7519, section 4.1.3).
@@ -328,6 +331,7 @@ fn identity_of(claims: Claims, expires_at: Timestamp) -> Result<Identity, TokenE
             session: claims.sid,
             expires_at,
             scopes: claims.scope.split_ascii_whitespace().map(str::to_owned).collect(),
+            workload: claims.workload,
         },
     })
 }
@@ -348,6 +352,7 @@ pub(crate) mod testing {
                 session: None,
                 expires_at: Timestamp::MAX,
                 scopes: Vec::new(),
+                workload: None,
             },
         }
     }

@@ -67,6 +67,7 @@ fn identity(user: &str, groups: &[&str]) -> Arc<Identity> {
         session: None,
         expires_at: Timestamp::MAX,
         scopes: vec![],
+        workload: None,
     };
     Arc::new(Identity {
         subject: user.to_owned(),
