@@ -122,12 +122,15 @@ mod tests {
         let (ours, theirs) = (client(&issuer), client(&other));
         let far = "192.0.2.77".parse().unwrap();
         let near = "127.0.0.1".parse().unwrap();
-        let strict = Authorities::new(&[root.clone()], false);
+        let strict = Authorities::new(std::slice::from_ref(&root), false);
         assert!(strict.accept(Some(&[ours]), far));
-        assert!(!strict.accept(Some(&[theirs.clone()]), near));
+        assert!(!strict.accept(Some(std::slice::from_ref(&theirs)), near));
         assert!(!strict.accept(None, near));
         let trusting = Authorities::new(&[root], true);
-        assert!(trusting.accept(Some(&[theirs.clone()]), near) && trusting.accept(None, near));
+        assert!(
+            trusting.accept(Some(std::slice::from_ref(&theirs)), near)
+                && trusting.accept(None, near)
+        );
         assert!(!trusting.accept(Some(&[theirs]), far));
         assert!(!Authorities::new(&[], false).accept(None, near));
     }

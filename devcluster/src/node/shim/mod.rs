@@ -11,6 +11,8 @@
 pub mod protocol;
 
 #[cfg(target_os = "linux")]
+mod exec;
+#[cfg(target_os = "linux")]
 mod supervisor;
 #[cfg(target_os = "linux")]
 pub mod tree;

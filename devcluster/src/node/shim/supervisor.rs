@@ -1,8 +1,7 @@
 //! The shim's loop: one thread, one `poll(2)`, no runtime.
 
-use super::protocol::{
-    self, Command, ExecOutcome, Exit, FrameError, MAX_EXEC_OUTPUT, Notice, Request,
-};
+use super::exec::Exec;
+use super::protocol::{self, Command, ExecOutcome, Exit, FrameError, Notice, Request};
 use super::tree;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -106,18 +105,6 @@ enum Phase {
     Ended {
         exit: Exit,
     },
-}
-
-/// A program running beside the container's process.
-struct Exec {
-    id: u64,
-    pid: i32,
-    deadline: Option<Instant>,
-    output: PipeReader,
-    kept: Vec<u8>,
-    /// Reported already; only its output is still drained, so that a daemon it left can write and not die of it.
-    done: bool,
-    eof: bool,
 }
 
 struct Shim {
@@ -421,30 +408,6 @@ impl Shim {
         if let Ok(frame) = protocol::encode(notice) {
             let _ = self.control.write_all(&frame);
         }
-    }
-}
-
-impl Exec {
-    fn drain(&mut self) {
-        let mut chunk = [0; 4096];
-        loop {
-            match self.output.read(&mut chunk) {
-                Ok(0) => self.eof = true,
-                Ok(read) => {
-                    let room = MAX_EXEC_OUTPUT.saturating_sub(self.kept.len());
-                    self.kept.extend_from_slice(chunk.get(..read.min(room)).unwrap_or_default());
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.eof = true,
-            }
-            return;
-        }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.kept).into_owned()
     }
 }
 

@@ -55,7 +55,7 @@ impl Worker {
         let reporter = Reporter::new(ctx.clone(), (*pod).clone());
         let worker =
             Worker { ctx: ctx.clone(), shared: shared.clone(), view, stop, shutdown, reporter };
-        worker.work().await;
+        Box::pin(worker.work()).await;
         ctx.pods.remove_if(&key, |_, current| Arc::ptr_eq(current, &shared));
     }
 
