@@ -103,10 +103,10 @@ async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
                     };
                 }
             }
-            ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                if may_set(&variable_name) && setup.variables.len() < VARIABLES_MAX {
-                    setup.variables.push((variable_name, variable_value));
-                }
+            ChannelMsg::SetEnv { variable_name, variable_value, .. }
+                if may_set(&variable_name) && setup.variables.len() < VARIABLES_MAX =>
+            {
+                setup.variables.push((variable_name, variable_value));
             }
             ChannelMsg::RequestShell { .. } => return Some((setup, Start::Shell)),
             ChannelMsg::Exec { command, .. } => return Some((setup, Start::Exec(command))),

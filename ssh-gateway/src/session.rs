@@ -106,10 +106,10 @@ async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
                     terminal.size = [col_width, row_height, pix_width, pix_height];
                 }
             }
-            ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                if setup.variables.len() < VARIABLES_MAX {
-                    setup.variables.push((variable_name, variable_value));
-                }
+            ChannelMsg::SetEnv { variable_name, variable_value, .. }
+                if setup.variables.len() < VARIABLES_MAX =>
+            {
+                setup.variables.push((variable_name, variable_value));
             }
             ChannelMsg::RequestShell { .. } => return Some((setup, Start::Shell)),
             ChannelMsg::Exec { command, .. } => return Some((setup, Start::Exec(command))),
