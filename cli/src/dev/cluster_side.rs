@@ -40,7 +40,9 @@ impl ClusterSide {
                     listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
                 };
                 let api = api::serve(options, stop_api.clone()).await?;
-                let kubeconfig = api.kubeconfig().to_owned();
+                // Where people look for it.
+                let kubeconfig = place.path("kubeconfig");
+                link(&kubeconfig, api.kubeconfig())?;
                 (Some(api), kubeconfig)
             }
         };
@@ -101,16 +103,25 @@ fn start_node(
     let mut options = NodeOptions::new(&name, place.folder("node")?, shim, config);
     // Containers call `dormouse` by name, whatever this file is called.
     let bin = place.folder("bin")?;
-    let link = bin.join("dormouse");
-    let _ = std::fs::remove_file(&link);
-    std::os::unix::fs::symlink(&program, &link)
-        .with_context(|| format!("cannot make {}", link.display()))?;
+    link(&bin.join("dormouse"), &program)?;
     options.path = vec![bin];
     Ok(tokio::spawn(async move {
         if let Err(error) = node::run(client, options, stop).await {
             tracing::error!(%error, "the node failed: no pod can run");
         }
     }))
+}
+
+/// Makes `link` lead to `target`, wherever it led before.
+fn link(link: &Path, target: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", link.display()));
+        }
+        _ => {}
+    }
+    std::os::unix::fs::symlink(target, link)
+        .with_context(|| format!("cannot make {}", link.display()))
 }
 
 /// This machine's name among others, as a node may be called.

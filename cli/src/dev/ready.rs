@@ -28,7 +28,7 @@ pub fn announce(
     workloads: &[Created],
 ) -> anyhow::Result<()> {
     let ca = place.path("tls/ca.pem");
-    let kubeconfig = std::fs::canonicalize(kubeconfig).unwrap_or_else(|_| kubeconfig.to_owned());
+    let kubeconfig = std::path::absolute(kubeconfig).unwrap_or_else(|_| kubeconfig.to_owned());
     print_summary(addresses, &ca, &kubeconfig, people, workloads, options);
     let Some(file) = &options.ready_file else { return Ok(()) };
     let content = json!({

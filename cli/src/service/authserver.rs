@@ -32,3 +32,15 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let service = authserver::serve(settings.authserver, listener, ctx.clone());
     run_with_admin(service, admin, Router::new(), ctx).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_whole() {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/samples/authserver.toml");
+        let settings: Settings = settings::load(Some(Path::new(sample))).unwrap();
+        assert_eq!(settings.admin_listen.port(), 9090);
+    }
+}

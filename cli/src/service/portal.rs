@@ -87,3 +87,15 @@ fn store<W: WorkloadResource>(client: Client, ctx: &Context) -> Store<W> {
     });
     reader
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_whole() {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/samples/portal.toml");
+        let settings: Settings = settings::load(Some(Path::new(sample))).unwrap();
+        assert_eq!(settings.admin_listen.port(), 9090);
+    }
+}

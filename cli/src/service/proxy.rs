@@ -94,3 +94,15 @@ impl Parts {
         Ok((proxy::serve(self.config, inputs, ctx.clone()), gateway.activity))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_whole() {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/samples/proxy.toml");
+        let settings: Settings = settings::load(Some(Path::new(sample))).unwrap();
+        assert_eq!(settings.admin_listen.port(), 9090);
+    }
+}
