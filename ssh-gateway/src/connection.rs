@@ -45,7 +45,9 @@ fn config(gate: &Gate, host_key: PrivateKey) -> Config {
         keys: vec![host_key],
         // Nothing with SHA-1 or CBC; compression costs more than it brings.
         preferred: Preferred {
-            key: vec![Algorithm::Ed25519].into(),
+            // Also the kinds of people's keys: clients read the list before they sign (RFC 8308,
+            // section 3.1).
+            key: signature_algorithms().into(),
             cipher: vec![
                 cipher::CHACHA20_POLY1305,
                 cipher::AES_256_GCM,
@@ -65,6 +67,12 @@ fn config(gate: &Gate, host_key: PrivateKey) -> Config {
         nodelay: true,
         ..Config::default()
     }
+}
+
+/// All that the library knows, but for RSA over SHA-1.
+fn signature_algorithms() -> Vec<Algorithm> {
+    let known = Preferred::DEFAULT.key;
+    known.iter().filter(|algorithm| **algorithm != Algorithm::Rsa { hash: None }).cloned().collect()
 }
 
 pub async fn accept(gate: Arc<Gate>, host_key: PrivateKey, listener: TcpListener, ctx: Context) {

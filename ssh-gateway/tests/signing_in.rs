@@ -107,6 +107,17 @@ async fn without_a_session_the_refusal_is_told_as_well() {
     assert!(text(&output.stderr).contains("no workspace \"absent\""), "{}", text(&output.stderr));
 }
 
+/// As people make them: `kind` as `ssh-keygen -t` knows it. Returns the public line.
+fn keygen(path: &std::path::Path, kind: &str) -> String {
+    let made = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-N", "", "-t", kind, "-f"])
+        .arg(path)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    std::fs::read_to_string(path.with_extension("pub")).unwrap()
+}
+
 type Feed = Arc<(AtomicU64, Value)>;
 
 async fn feed(
@@ -132,11 +143,22 @@ async fn feed(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registered_key_signs_in_until_it_is_taken_back() {
-    let alice = key(9);
-    let keys = json!([{
-        "fingerprint": "", "public_key": alice.public_key().to_openssh().unwrap(),
-        "subject": "sub-alice", "user": "alice", "email": null, "groups": [],
-    }]);
+    if !openssh_is_here() {
+        return;
+    }
+    let made = tempfile::tempdir().unwrap();
+    let rsa = keygen(&made.path().join("rsa"), "rsa");
+    let ecdsa = keygen(&made.path().join("ecdsa"), "ecdsa");
+    let keys: Vec<Value> = [key(9).public_key().to_openssh().unwrap(), rsa, ecdsa]
+        .iter()
+        .map(|line| {
+            json!({
+                "fingerprint": "", "public_key": line,
+                "subject": "sub-alice", "user": "alice", "email": null, "groups": [],
+            })
+        })
+        .collect();
+    let keys = Value::from(keys);
     let state: Feed = Arc::new((AtomicU64::new(1), keys));
     let app = Router::new().route("/internal/ssh-keys", get(feed)).with_state(state.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -149,12 +171,7 @@ async fn a_registered_key_signs_in_until_it_is_taken_back() {
         config.client_secret_file = Some(secret);
     })
     .await;
-    if !openssh_is_here() {
-        return;
-    }
-    let with_key = |seed: u8, rest: &[&str]| {
-        let path = world.path(&format!("id{seed}"));
-        write_private_key(&path, &key(seed));
+    let with_file = |path: &std::path::Path, rest: &[&str]| {
         let mut command = tokio::process::Command::new("ssh");
         command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i"]);
         command.arg(path).args(["-o", "IdentityAgent=none", "-o", "StrictHostKeyChecking=yes"]);
@@ -164,6 +181,11 @@ async fn a_registered_key_signs_in_until_it_is_taken_back() {
         command.arg("-p").arg(world.port.to_string()).arg("lab@127.0.0.1").args(rest);
         command.stdin(std::process::Stdio::null()).kill_on_drop(true);
         command
+    };
+    let with_key = |seed: u8, rest: &[&str]| {
+        let path = world.path(&format!("id{seed}"));
+        write_private_key(&path, &key(seed));
+        with_file(&path, rest)
     };
     // The list arrives a moment after the start.
     let hello = loop {
@@ -175,11 +197,20 @@ async fn a_registered_key_signs_in_until_it_is_taken_back() {
     assert_eq!(text(&hello.stdout), "hello\n");
     let stranger = run(with_key(8, &["echo hello"])).await;
     assert_eq!(stranger.status.code(), Some(255));
+    for kind in ["rsa", "ecdsa"] {
+        let output = run(with_file(&made.path().join(kind), &["echo hello"])).await;
+        assert_eq!(text(&output.stdout), "hello\n", "{kind}: {}", text(&output.stderr));
+    }
+    let mut sha1 = tokio::process::Command::new("ssh");
+    sha1.args(["-o", "PubkeyAcceptedAlgorithms=ssh-rsa"]);
+    sha1.args(with_file(&made.path().join("rsa"), &["echo hello"]).as_std().get_args());
+    let output = run(sha1).await;
+    assert_eq!(output.status.code(), Some(255), "a signature over SHA-1 proves nothing");
     // Signed in and at work when the key is taken back.
     let mut open = with_key(9, &["echo up; cat"]);
     open.stdin(std::process::Stdio::piped());
     let open = tokio::spawn(run(open));
-    while world.audit().matches(r#""did":"opened""#).count() < 2 {
+    while world.audit().matches(r#""did":"opened""#).count() < 4 {
         tokio::task::yield_now().await;
     }
     state.0.store(2, Ordering::Release);
