@@ -6,7 +6,7 @@ use domain::name::UserName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{address::Cidr, issuer::Issuer};
+use crate::{address::Cidr, client::GrantType, database::Database, issuer::Issuer};
 
 /// Settings of `dormouse authserver`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -18,8 +18,15 @@ pub struct Config {
     pub issuer: Issuer,
     /// Workloads live one label below this domain; only their hosts may receive the gate's codes.
     pub base_domain: String,
-    /// The SQLite database file. Made when it is missing; its folder must exist.
-    pub database: PathBuf,
+    /// Where everything is kept: an SQLite file, which is made when it is missing, or for several
+    /// replicas `postgres://user@host/name` (`?sslmode=verify-full` where the network is not
+    /// trusted).
+    #[schemars(with = "String")]
+    pub database: Database,
+    /// A file with the password of the PostgreSQL user. Else the password in `database`, else the
+    /// variable `PGPASSWORD`.
+    #[serde(default)]
+    pub database_password_file: Option<PathBuf>,
     /// `aud` of access tokens: what the gateways expect.
     #[serde(default = "default_audience")]
     pub audience: String,
@@ -62,11 +69,35 @@ pub struct ClientConfig {
     /// Runs where no secret can be kept: in a browser, on a person's own machine.
     #[serde(default)]
     pub public: bool,
-    /// A file with the client's secret, 32 characters or more. Needed unless `public`.
+    /// A file with the client's secret, 32 characters or more. Needed unless `public` or
+    /// `jwks_file`.
     #[serde(default)]
     pub secret_file: Option<PathBuf>,
+    /// A file with the client's public keys as a JSON Web Key Set: it authenticates by
+    /// `private_key_jwt` instead of a secret.
+    #[serde(default)]
+    pub jwks_file: Option<PathBuf>,
+    /// What people see on pages instead of the id.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Where codes may be sent; compared character by character.
+    #[serde(default)]
     pub redirect_uris: Vec<String>,
+    /// How it may come by tokens.
+    #[serde(default = "default_grant_types")]
+    pub grant_types: Vec<GrantType>,
+    /// Audiences other than the usual one that it may ask for, as absolute URIs.
+    #[serde(default)]
+    pub resources: Vec<String>,
+    /// Somebody else's: people are asked before it gets anything.
+    #[serde(default)]
+    pub third_party: bool,
+    /// Only accepts authorization requests that the client pushed itself.
+    #[serde(default)]
+    pub pushed_requests_only: bool,
+    /// Where the client wants to be told that a session is over.
+    #[serde(default)]
+    pub back_channel_logout_uri: Option<String>,
     /// Where a browser may be sent after signing out; compared character by character.
     #[serde(default)]
     pub post_logout_redirect_uris: Vec<String>,
@@ -105,6 +136,10 @@ fn default_session_max() -> Duration {
 
 fn default_personal_token_max() -> Duration {
     Duration::from_secs(366 * 24 * 3600)
+}
+
+fn default_grant_types() -> Vec<GrantType> {
+    vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
 }
 
 fn default_scopes() -> Vec<String> {

@@ -8,6 +8,7 @@
 mod address;
 mod client;
 mod config;
+mod database;
 mod http;
 mod issuer;
 mod listen;
@@ -25,6 +26,7 @@ mod throttle;
 pub use self::{
     address::Cidr,
     config::{ClientConfig, Config, NewPerson},
+    database::Database,
     issuer::{GATE_CALLBACK, Issuer},
     server::{Authserver, Clock, serve},
     store::{NewPersonalToken, Person, PersonalToken, SshKey, Store, StoreError},

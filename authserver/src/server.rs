@@ -95,7 +95,11 @@ impl Authserver {
     pub async fn open(config: &Config, context: Context, clock: Clock) -> anyhow::Result<Self> {
         let clients = Client::from_config(config)?;
         let gate = GateHosts::new(&config.issuer, &config.base_domain)?;
-        let store = Store::open(&config.database).await?;
+        let database = match &config.database_password_file {
+            Some(file) => config.database.clone().with_password(&runtime::secret::read(file)?),
+            None => config.database.clone(),
+        };
+        let store = Store::open(&database).await?;
         store.set_clients(&clients).await?;
         let ring = store.key_ring().await?;
         let expected = Expected {

@@ -1,28 +1,25 @@
-//! Everything that is kept, in SQLite: durable before it is answered, and safe to open by an
-//! operator's command beside the running server.
+//! Everything that is kept, in SQLite or PostgreSQL: durable before it is answered, and safe to
+//! open by an operator's command beside the running servers.
+//!
+//! Statements are written once, in the SQL that both understand, with `$1` for parameters and
+//! [`Dialect::pick`] where that is not possible. Tables are made by `migrations/sqlite` and
+//! `migrations/postgres`, under the same numbers.
 
 mod clients;
 mod grants;
 mod keys;
+mod open;
 mod people;
 mod personal_tokens;
 mod sessions;
 mod ssh_keys;
 
-use std::{
-    fs::OpenOptions,
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use jiff::Timestamp;
-use sqlx::{
-    Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use sqlx::AnyPool;
 
+pub(crate) use self::open::Dialect;
 pub use self::{
     grants::{NewCode, RedeemError, Redeemed},
     people::Person,
@@ -31,19 +28,19 @@ pub use self::{
     ssh_keys::SshKey,
 };
 use crate::{
+    database::Database,
     password::{PasswordError, Passwords},
     signing::SigningError,
 };
 
-/// How long a writer waits for another one, in this process or beside it.
-const BUSY: Duration = Duration::from_secs(5);
-
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("cannot open the database {path}: {source}")]
-    Open { path: PathBuf, source: io::Error },
-    #[error("the database {path} was written by another version: {source}")]
-    Migrate { path: PathBuf, source: sqlx::migrate::MigrateError },
+    #[error("cannot open the database {database}: {source}")]
+    Open { database: Database, source: io::Error },
+    #[error("cannot connect to the database {database}: {source}")]
+    Connect { database: Database, source: sqlx::Error },
+    #[error("the database {database} was written by another version: {source}")]
+    Migrate { database: Database, source: sqlx::migrate::MigrateError },
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
     #[error("the database holds something unreadable: {0}")]
@@ -67,37 +64,17 @@ pub enum StoreError {
 /// Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: AnyPool,
+    dialect: Dialect,
     passwords: Passwords,
 }
 
 impl Store {
-    /// Opens the database file, makes it when it is missing, brings its tables up to date and makes
-    /// the first signing key.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        // It holds the signing key. SQLite gives its other files the same mode.
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(BUSY)
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("migrations/sqlite")
-            .run(&pool)
-            .await
-            .map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
-        let store = Self { pool, passwords: Passwords::default() };
+    /// Opens the database, makes the file when it is missing, brings its tables up to date and
+    /// makes the first signing key.
+    pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        let (pool, dialect) = open::pool(database).await?;
+        let store = Self { pool, dialect, passwords: Passwords::default() };
         store.ensure_signing_key(Timestamp::now()).await?;
         Ok(store)
     }
@@ -105,11 +82,6 @@ impl Store {
     /// Waits until all connections are closed; the log is merged into the file.
     pub async fn close(&self) {
         self.pool.close().await;
-    }
-
-    /// A transaction that holds the write lock from its start, so that what it reads stays true.
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
 
     /// Deletes what can have no effect any more.

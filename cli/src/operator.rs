@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use authserver::{Issuer, NewPerson, NewPersonalToken, Store};
+use authserver::{Database, Issuer, NewPerson, NewPersonalToken, Store};
 use clap::{Args, Subcommand};
 use domain::name::UserName;
 use jiff::Timestamp;
@@ -54,9 +54,10 @@ pub struct Place {
         conflicts_with = "database"
     )]
     data_dir: Option<PathBuf>,
-    /// The authserver's database file
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
+    /// The authserver's database: a file, or postgres://user@host/name (the password comes from
+    /// the variable PGPASSWORD)
+    #[arg(long, value_name = "FILE|URL")]
+    database: Option<Database>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -105,15 +106,17 @@ pub struct TokenOptions {
 
 impl Place {
     async fn open(&self) -> anyhow::Result<Store> {
-        let path = match (&self.database, &self.data_dir) {
-            (Some(path), _) => path.clone(),
-            (None, Some(data_dir)) => dev::database(data_dir),
+        let database = match (&self.database, &self.data_dir) {
+            (Some(database), _) => database.clone(),
+            (None, Some(data_dir)) => Database::File(dev::database(data_dir)),
             (None, None) => bail!("name the database with --data-dir or --database"),
         };
-        if !path.exists() {
+        if let Database::File(path) = &database
+            && !path.exists()
+        {
             bail!("there is no database {}; check --data-dir or --database", path.display());
         }
-        Ok(Store::open(&path).await?)
+        Ok(Store::open(&database).await?)
     }
 }
 

@@ -13,25 +13,29 @@ struct ClientRow {
     redirect_uris: String,
     post_logout_uris: String,
     scopes: String,
+    profile: String,
 }
 
 impl Store {
     /// Makes the table what the settings say. A client that is gone loses its grants.
     pub async fn set_clients(&self, clients: &[Client]) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let ids: Vec<String> = clients.iter().map(|client| client.id.clone()).collect();
-        sqlx::query("DELETE FROM clients WHERE id NOT IN (SELECT value FROM json_each($1))")
-            .bind(to_json(&ids))
-            .execute(&mut *tx)
-            .await?;
+        let known: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM clients ORDER BY id").fetch_all(&mut *tx).await?;
+        for gone in known.iter().filter(|id| !clients.iter().any(|client| client.id == **id)) {
+            sqlx::query("DELETE FROM clients WHERE id = $1").bind(gone).execute(&mut *tx).await?;
+        }
         for client in clients {
+            let profile = serde_json::to_string(&client.profile)
+                .map_err(|_| StoreError::Invalid("a client cannot be written down"))?;
             sqlx::query(
                 "INSERT INTO clients
-                 (id, kind, secret_digest, redirect_uris, post_logout_uris, scopes)
-                 VALUES ($1, $2, $3, $4, $5, $6)
+                 (id, kind, secret_digest, redirect_uris, post_logout_uris, scopes, profile)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)
                  ON CONFLICT (id) DO UPDATE SET kind = excluded.kind,
                     secret_digest = excluded.secret_digest, redirect_uris = excluded.redirect_uris,
-                    post_logout_uris = excluded.post_logout_uris, scopes = excluded.scopes",
+                    post_logout_uris = excluded.post_logout_uris, scopes = excluded.scopes,
+                    profile = excluded.profile",
             )
             .bind(&client.id)
             .bind(client.kind.as_str())
@@ -39,6 +43,7 @@ impl Store {
             .bind(to_json(&client.redirect_uris))
             .bind(to_json(&client.post_logout_uris))
             .bind(client.scopes.join(" "))
+            .bind(profile)
             .execute(&mut *tx)
             .await?;
         }
@@ -59,6 +64,8 @@ impl Store {
             redirect_uris: list(&row.redirect_uris)?,
             post_logout_uris: list(&row.post_logout_uris)?,
             scopes: row.scopes.split_ascii_whitespace().map(str::to_owned).collect(),
+            profile: serde_json::from_str(&row.profile)
+                .map_err(|_| StoreError::Damaged("a client's profile"))?,
         }))
     }
 }

@@ -130,11 +130,14 @@ impl Store {
         now: Timestamp,
     ) -> Result<Redeemed, RedeemError> {
         let mut tx = self.write().await?;
-        let row: Option<CodeRow> = sqlx::query_as(
+        let row: Option<CodeRow> = sqlx::query_as(self.dialect.pick(
             "SELECT c.grant_id, g.session_id, g.client_id, g.scope, c.redirect_uri, c.challenge,
                     c.nonce, c.expires_at, c.used_at, g.revoked_at
              FROM codes c JOIN grants g ON g.id = c.grant_id WHERE c.digest = $1",
-        )
+            "SELECT c.grant_id, g.session_id, g.client_id, g.scope, c.redirect_uri, c.challenge,
+                    c.nonce, c.expires_at, c.used_at, g.revoked_at
+             FROM codes c JOIN grants g ON g.id = c.grant_id WHERE c.digest = $1 FOR UPDATE",
+        ))
         .bind(digest(code))
         .fetch_optional(&mut *tx)
         .await?;

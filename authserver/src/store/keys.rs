@@ -11,11 +11,11 @@ use crate::{
 impl Store {
     /// Makes the first signing key. Of several servers that start at once, one wins.
     pub(super) async fn ensure_signing_key(&self, now: Timestamp) -> Result<(), StoreError> {
-        let any: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')")
-                .fetch_one(&self.pool)
+        let active: Option<String> =
+            sqlx::query_scalar("SELECT kid FROM signing_keys WHERE state = 'active'")
+                .fetch_optional(&self.pool)
                 .await?;
-        if any {
+        if active.is_some() {
             return Ok(());
         }
         let (kid, private_key) = tokio::task::spawn_blocking(SigningKey::generate)
@@ -24,7 +24,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO signing_keys (kid, state, private_key, created_at)
              SELECT $1, 'active', $2, $3
-             WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')",
+             WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')
+             ON CONFLICT DO NOTHING",
         )
         .bind(kid)
         .bind(private_key)

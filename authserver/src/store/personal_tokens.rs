@@ -112,6 +112,8 @@ impl Store {
                 .map_err(|_| StoreError::Invalid("that lifetime is too long"))?,
             revoked: false,
         };
+        let mut tx = self.write().await?;
+        self.lock_person(&mut tx, &person.subject).await?;
         let done = sqlx::query(
             "INSERT INTO personal_tokens
              (jti, person_id, name, audience, scope, created_at, expires_at)
@@ -126,8 +128,9 @@ impl Store {
         .bind(issued_at)
         .bind(expires_at)
         .bind(TOKENS_MAX)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         if done.rows_affected() == 0 {
             return Err(StoreError::TooMany("100 tokens"));
         }
@@ -146,6 +149,7 @@ impl Store {
             email: person.email.clone(),
             groups: person.groups.clone(),
             kind: TokenKind::Personal,
+            workload: None,
         };
         Ok((claims, token))
     }

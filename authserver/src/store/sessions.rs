@@ -103,7 +103,7 @@ impl Store {
         .await?;
         let Some(row) = row else { return Ok(None) };
         if now.as_second() - row.used_at >= TOUCH {
-            sqlx::query("UPDATE sessions SET used_at = max(used_at, $1) WHERE id = $2")
+            sqlx::query("UPDATE sessions SET used_at = $1 WHERE id = $2 AND used_at < $1")
                 .bind(now.as_second())
                 .bind(id)
                 .execute(&self.pool)

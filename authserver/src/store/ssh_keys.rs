@@ -88,6 +88,8 @@ impl Store {
     ) -> Result<SshKey, StoreError> {
         check_label(name)?;
         let id = Uuid::new_v4().to_string();
+        let mut tx = self.write().await?;
+        self.lock_person(&mut tx, &person.subject).await?;
         let done = sqlx::query(
             "INSERT INTO ssh_keys (id, person_id, name, fingerprint, public_key, created_at)
              SELECT $1, $2, $3, $4, $5, $6
@@ -100,7 +102,7 @@ impl Store {
         .bind(key.text())
         .bind(now.as_second())
         .bind(KEYS_MAX)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await;
         match done {
             Ok(done) if done.rows_affected() == 0 => return Err(StoreError::TooMany("50 keys")),
@@ -111,6 +113,7 @@ impl Store {
             }
             Err(error) => return Err(error.into()),
         }
+        tx.commit().await?;
         Ok(SshKey {
             id,
             name: name.to_owned(),
@@ -151,8 +154,7 @@ impl Store {
 
     /// The keys of everybody who is not disabled, and the version that they are.
     pub async fn ssh_feed(&self) -> Result<(i64, Vec<FeedKey>), StoreError> {
-        // One transaction, so that version and keys are of the same moment.
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.snapshot().await?;
         let version = sqlx::query_scalar("SELECT version FROM feeds WHERE name = 'ssh-keys'")
             .fetch_one(&mut *tx)
             .await?;

@@ -1,5 +1,7 @@
 //! A server on a port of its own, with a clock that the test turns, and a browser of sorts.
 
+pub mod postgres;
+
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -10,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use authserver::{Authserver, Clock, Config, NewPerson, NewPersonalToken, Store};
+use authserver::{Authserver, Clock, Config, Database, NewPerson, NewPersonalToken, Store};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use domain::token::{Expected, KeySet, Verifier};
 use jiff::Timestamp;
@@ -31,6 +33,24 @@ pub const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 
 const START: i64 = 1_800_000_000;
 
+/// The tests of `tests/provider` are compiled twice: once more to run on PostgreSQL.
+pub fn on_postgres() -> bool {
+    env!("CARGO_CRATE_NAME") == "provider_on_postgres"
+}
+
+/// A new database: a file in the folder, or one of the tests' PostgreSQL server. The same again
+/// for the same folder.
+pub async fn database(folder: &Path) -> Database {
+    if !on_postgres() {
+        return folder.join("auth.db").into();
+    }
+    let note = folder.join("postgres-url");
+    if !note.exists() {
+        std::fs::write(&note, postgres::database().await).unwrap();
+    }
+    std::fs::read_to_string(note).unwrap().parse().unwrap()
+}
+
 pub struct Server {
     pub folder: TempDir,
     pub store: Store,
@@ -41,13 +61,14 @@ pub struct Server {
 }
 
 /// `[[clients]]` beside the gate: `other` with a secret, and the public `tool`.
-fn config(folder: &Path) -> Config {
+async fn config(folder: &Path) -> Config {
+    let database = database(folder).await;
     std::fs::write(folder.join("gate-secret"), format!("{}\n", GATE.1)).unwrap();
     std::fs::write(folder.join("other-secret"), OTHER.1).unwrap();
-    serde_json::from_value(json!({
+    let config: Config = serde_json::from_value(json!({
         "issuer": ISSUER,
         "base_domain": "localhost",
-        "database": folder.join("auth.db"),
+        "database": "see below",
         "client_secret_file": folder.join("gate-secret"),
         "clients": [
             {
@@ -59,7 +80,8 @@ fn config(folder: &Path) -> Config {
             { "id": "tool", "public": true, "redirect_uris": ["http://127.0.0.1:7777/cb"] },
         ],
     }))
-    .unwrap()
+    .unwrap();
+    Config { database, ..config }
 }
 
 impl Server {
@@ -81,8 +103,9 @@ impl Server {
             health: Health::new(),
             shutdown: shutdown.clone(),
         };
-        let server = Authserver::open(&config(folder.path()), context, clock).await.unwrap();
-        let store = Store::open(&folder.path().join("auth.db")).await.unwrap();
+        let config = config(folder.path()).await;
+        let server = Authserver::open(&config, context, clock).await.unwrap();
+        let store = Store::open(&config.database).await.unwrap();
         for (name, groups) in [("alice", vec!["ml".to_owned()]), ("bob", vec![])] {
             let email = Some(format!("{name}@example.com"));
             let person = NewPerson { name: name.parse().unwrap(), email, groups };

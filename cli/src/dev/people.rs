@@ -36,7 +36,7 @@ pub async fn ensure(place: &Place, issuer: &str) -> anyhow::Result<Vec<Credentia
     let path = place.path("people.json");
     let kept: Option<Kept> =
         std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let store = Store::open(&place.database()).await?;
+    let store = Store::open(&place.database().into()).await?;
     let parsed: Issuer = issuer.parse().context("the issuer")?;
     let mut users = Vec::new();
     for name in NAMES {

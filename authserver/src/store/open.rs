@@ -1,0 +1,203 @@
+//! Opening a database: connections, migrations, and what the two kinds of database do differently.
+
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+use sqlx::{
+    Any, AnyPool, Connection, Executor, PgConnection, SqliteConnection, Transaction,
+    any::{AnyConnectOptions, AnyPoolOptions},
+    migrate::{MigrateError, Migrator},
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+};
+use url::Url;
+
+use super::{Store, StoreError};
+use crate::database::Database;
+
+/// How long to wait for a connection, or for another writer's lock.
+const BUSY: Duration = Duration::from_secs(5);
+
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The SQL that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+impl Dialect {
+    /// The statement for this database, where one cannot be written for both.
+    pub fn pick(self, sqlite: &'static str, postgres: &'static str) -> &'static str {
+        match self {
+            Self::Sqlite => sqlite,
+            Self::Postgres => postgres,
+        }
+    }
+}
+
+pub(super) async fn pool(database: &Database) -> Result<(AnyPool, Dialect), StoreError> {
+    sqlx::any::install_default_drivers();
+    let opened = match database {
+        Database::File(path) => sqlite(path).await,
+        Database::Postgres(url) => postgres(url).await,
+    };
+    opened.map_err(|problem| match problem {
+        Problem::File(source) => StoreError::Open { database: database.clone(), source },
+        Problem::Connect(source) => StoreError::Connect { database: database.clone(), source },
+        Problem::Migrate(source) => StoreError::Migrate { database: database.clone(), source },
+    })
+}
+
+enum Problem {
+    File(std::io::Error),
+    Connect(sqlx::Error),
+    Migrate(MigrateError),
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Connect(error)
+    }
+}
+
+async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
+    // It holds the signing key. SQLite gives its other files the same mode.
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(Problem::File)?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(BUSY);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    // Not with `run`, whose future is not `Send` for a borrowed connection: this is what it calls.
+    // Whoever else opens it at this moment waits here, and then finds nothing left to do.
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    SQLITE.run_direct(None, &mut *tx, false).await.map_err(Problem::Migrate)?;
+    tx.commit().await?;
+    connection.close().await?;
+
+    let url = file_url(path).map_err(Problem::File)?;
+    let pool = AnyPoolOptions::new()
+        .max_connections(8)
+        .acquire_timeout(BUSY)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // The journal's mode is kept in the file; these are each connection's own.
+                connection
+                    .execute(
+                        "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
+                         PRAGMA synchronous = FULL",
+                    )
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(url.parse::<AnyConnectOptions>()?)
+        .await?;
+    Ok((pool, Dialect::Sqlite))
+}
+
+async fn postgres(url: &Url) -> Result<(AnyPool, Dialect), Problem> {
+    let options: PgConnectOptions = url.as_str().parse()?;
+    let mut connection = PgConnection::connect_with(&options).await?;
+    // Takes an advisory lock, so that replicas that start together do this one after the other.
+    POSTGRES.run_direct(None, &mut connection, false).await.map_err(Problem::Migrate)?;
+    connection.close().await?;
+    let pool = AnyPoolOptions::new()
+        .max_connections(16)
+        .acquire_timeout(BUSY)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // A replica that stops in the middle must not hold its locks for long, and what
+                // was answered must survive the server.
+                connection
+                    .execute(
+                        "SET lock_timeout = '5s'; SET statement_timeout = '15s';
+                         SET idle_in_transaction_session_timeout = '15s';
+                         SET synchronous_commit = 'on'",
+                    )
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(url.as_str().parse::<AnyConnectOptions>()?)
+        .await?;
+    Ok((pool, Dialect::Postgres))
+}
+
+/// `sqlite://` and the absolute path, with everything escaped that could be read as something else.
+fn file_url(path: &Path) -> std::io::Result<String> {
+    use std::{fmt::Write, os::unix::ffi::OsStrExt};
+    let mut url = "sqlite://".to_owned();
+    for byte in std::path::absolute(path)?.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' => url.push(*byte as char),
+            other => {
+                let _ = write!(url, "%{other:02X}");
+            }
+        }
+    }
+    Ok(url)
+}
+
+impl Store {
+    /// A transaction that writes. In SQLite it holds the one write lock from its start, so that
+    /// what it reads stays true; in PostgreSQL rows have to be locked, with `FOR UPDATE`.
+    pub(crate) async fn write(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        Ok(self.pool.begin_with(self.dialect.pick("BEGIN IMMEDIATE", "BEGIN")).await?)
+    }
+
+    /// A transaction whose reads are all of one moment.
+    pub(super) async fn snapshot(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let begin = self.dialect.pick("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+        Ok(self.pool.begin_with(begin).await?)
+    }
+
+    /// Makes writers who count what a person has wait for each other.
+    pub(super) async fn lock_person(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        subject: &str,
+    ) -> Result<(), StoreError> {
+        if self.dialect == Dialect::Postgres {
+            sqlx::query("SELECT id FROM people WHERE id = $1 FOR UPDATE")
+                .bind(subject)
+                .fetch_optional(&mut **tx)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn any_path_is_opened_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["plain.db", "with space?mode=memory#x.db", "100%20.db", "über:memory:.db"] {
+            let path = folder.path().join(name);
+            Store::open(&path.clone().into()).await.unwrap().close().await;
+            assert!(std::fs::metadata(&path).unwrap().len() > 0, "{name}");
+        }
+        let count = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(count, 4, "nothing else was made");
+    }
+
+    #[tokio::test]
+    async fn ten_that_open_a_new_database_at_once_all_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path: std::path::PathBuf = folder.path().join("auth.db");
+        let tasks: Vec<_> = (0..10)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(async move { Store::open(&path.into()).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+    }
+}
