@@ -112,7 +112,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dormouse: {error:#}");
+            eprintln!("dormouse: {}", runtime::http::whole(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -52,7 +52,7 @@ impl Gateway {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.silent, true) {
-                    tracing::warn!(%error, %url, "a gateway does not answer: no workload will be put to sleep");
+                    tracing::warn!(error = runtime::http::whole(&error), %url, "a gateway does not answer: no workload will be put to sleep");
                 }
             }
         }

@@ -10,6 +10,20 @@ pub enum ClientError {
     Build(#[from] reqwest::Error),
 }
 
+/// An error with everything that caused it, in one line: the first alone often says nothing.
+pub fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Trusts the given authority besides the system's; every call has a deadline. Long polls set a
 /// longer one per request.
 pub fn client(ca: Option<&Path>) -> Result<reqwest::Client, ClientError> {
@@ -26,4 +40,16 @@ pub fn client(ca: Option<&Path>) -> Result<reqwest::Client, ClientError> {
         }
     }
     Ok(builder.build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told() {
+        let cause = std::io::Error::other("connection refused");
+        let error = ClientError::ReadCa { path: "ca.pem".to_owned(), source: cause };
+        assert_eq!(whole(&error), "cannot read the CA file ca.pem: connection refused");
+    }
 }

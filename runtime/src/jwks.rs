@@ -6,7 +6,7 @@ use domain::token::{KeySet, Verifier};
 use tokio::{sync::Notify, time::sleep};
 use url::Url;
 
-use crate::service::Context;
+use crate::{http::whole, service::Context};
 
 /// Keys are published well before they sign, so this may be slow.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -57,9 +57,10 @@ pub fn follow(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, %url, "the issuer's key set cannot be fetched; trying again");
+                    let error = whole(&error);
+                    tracing::warn!(error, %url, "the issuer's key set cannot be fetched; trying again");
                     if !verifier.has_keys() {
-                        health.set("keys", Err(error.to_string()));
+                        health.set("keys", Err(error));
                     }
                     sleep(retry).await;
                     retry = (retry * 2).min(LAST_RETRY);
@@ -78,7 +79,7 @@ pub fn follow(
 
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
-    #[error("{0}")]
+    #[error(transparent)]
     Http(#[from] reqwest::Error),
     #[error("the answer is no key set with a usable key")]
     NoKeys,

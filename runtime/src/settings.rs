@@ -26,6 +26,8 @@ const PREFIX: &str = "DORMOUSE_";
 pub enum SettingsError {
     #[error("cannot read {path}: {source}; name another file with --config")]
     Read { path: PathBuf, source: io::Error },
+    #[error("no settings file; name one with --config ({message})")]
+    NoFile { message: String },
     #[error("{path}:{line}: {message}")]
     Syntax { path: PathBuf, line: usize, message: String },
     #[error("{path}:{line}: unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
@@ -42,7 +44,11 @@ pub fn load<T: DeserializeOwned + JsonSchema>(file: Option<&Path>) -> Result<T, 
         None => String::new(),
     };
     let variables = std::env::vars().filter(|(name, _)| name.starts_with(PREFIX)).collect();
-    parse(file.unwrap_or(Path::new("settings")), &text, &variables)
+    let Some(file) = file else {
+        return parse(Path::new("settings"), &text, &variables)
+            .map_err(|error| SettingsError::NoFile { message: error.to_string() });
+    };
+    parse(file, &text, &variables)
 }
 
 fn parse<T: DeserializeOwned + JsonSchema>(

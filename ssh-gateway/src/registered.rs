@@ -149,7 +149,10 @@ async fn poll(feed: &Feed, sender: &watch::Sender<Arc<Registered>>, ctx: &Contex
                 pause = Duration::from_secs(1);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot read the registered SSH keys; will try again");
+                tracing::warn!(
+                    error = runtime::http::whole(&error),
+                    "cannot read the registered SSH keys; will try again"
+                );
                 pause = (pause * 2).min(Duration::from_secs(30));
             }
         }

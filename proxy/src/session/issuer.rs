@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use runtime::service::Context;
+use runtime::{http::whole, service::Context};
 use serde::Deserialize;
 use tokio::time::sleep;
 
@@ -113,8 +113,8 @@ impl Issuer {
 
     async fn discover(&self) -> Result<Metadata, String> {
         let url = format!("{}/.well-known/openid-configuration", self.internal);
-        let response = self.http.get(url).send().await.map_err(|error| error.to_string())?;
-        let response = response.error_for_status().map_err(|error| error.to_string())?;
+        let response = self.http.get(url).send().await.map_err(|error| whole(&error))?;
+        let response = response.error_for_status().map_err(|error| whole(&error))?;
         let body = read(response).await.ok_or("the metadata is too long or broke off")?;
         let metadata: Metadata =
             serde_json::from_slice(&body).map_err(|error| format!("bad metadata: {error}"))?;
