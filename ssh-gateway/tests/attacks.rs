@@ -211,47 +211,6 @@ async fn attack_23_agent_and_x11_forwarding_are_off() {
     assert_eq!(support::text(&seen), "none none\n");
 }
 
-/// A download whose reader has stopped must not hold up others, however much there is of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_download_that_nobody_reads_leaves_its_siblings_alone() {
-    let world = World::start().await;
-    let config = client::Config {
-        // What the stalled channel's own client takes in before it stops.
-        channel_buffer_size: 100_000,
-        ..client::Config::default()
-    };
-    let mut client =
-        client::connect(Arc::new(config), ("127.0.0.1", world.port), Stalling).await.unwrap();
-    assert!(client.authenticate_password("lab", token("alice")).await.unwrap().success());
-    let stalled = client.channel_open_session().await.unwrap();
-    let mut live = client.channel_open_session().await.unwrap();
-    live.exec(true, "cat").await.unwrap();
-    echo(&mut live, "before\n").await;
-    // The window of this channel is never refilled: everything must wait in its own buffers.
-    stalled.exec(true, "yes > /dev/null & yes").await.unwrap();
-    for round in 0..50 {
-        within(echo(&mut live, &format!("round {round}\n"))).await;
-    }
-    drop(stalled);
-}
-
-/// A client whose windows shrink to nothing once they are used up.
-#[derive(Default)]
-struct Stalling;
-
-impl client::Handler for Stalling {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
-        Ok(true)
-    }
-
-    /// The next refill happens when less than half of this is left, which is never.
-    fn adjust_window(&mut self, _channel: russh::ChannelId, _window: u32) -> u32 {
-        1
-    }
-}
-
 /// Uploads that nobody reads fill the buffers on their way; up to that bound siblings do not notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_nobody_reads_leaves_its_siblings_alone() {

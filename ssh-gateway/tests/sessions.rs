@@ -139,3 +139,51 @@ async fn the_end_of_a_session_hangs_up_on_its_program() {
         tokio::task::yield_now().await;
     }
 }
+
+/// A download whose reader has stopped must not hold up others on the same connection, however much
+/// there is of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_that_nobody_reads_leaves_its_siblings_alone() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let control = format!("ControlPath={}", world.path("control").display());
+    let shared = |master: &str, command: &str| {
+        let master = format!("ControlMaster={master}");
+        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
+        let mut command = world.ssh(&args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut live = shared("yes", "cat");
+    let (mut to, mut from) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
+    let mut round_trip = async || {
+        to.write_all(b"here\n").await.unwrap();
+        let answer = from.read_exact(&mut [0; 5]).await.map(|_| ());
+        answer.unwrap();
+    };
+    round_trip().await;
+    // Counts what it could write; its terminal is this pipe, which nobody reads.
+    let (pid, count) = (world.path("pid"), world.path("count"));
+    let line = format!(
+        "echo $$ > {}; i=0; while printf %65536s x; do i=$((i+1)); echo $i > {}; done",
+        pid.display(),
+        count.display()
+    );
+    let stalled = shared("no", &line);
+    let (mut last, mut held_up) = (0, 0);
+    while held_up < 300 {
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(30), round_trip()).await;
+        assert!(answer.is_ok(), "the sibling is held up after {} bytes", last * 65536);
+        let number = |path| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+        let (Some(pid), Some(now)) = (number(&pid), number(&count)) else { continue };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // The loop sleeps in a write and nowhere else.
+        let asleep = stat.contains(") S ") && now == last;
+        held_up = if asleep { held_up + 1 } else { 0 };
+        last = now;
+    }
+    assert!(last * 65536 > ssh_gateway::queue::LIMIT, "a full buffer: {}", last * 65536);
+    drop(stalled);
+}
