@@ -23,7 +23,8 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Grace of a pod whose object was removed without waiting for its processes.
 const VANISHED_GRACE: Duration = Duration::from_secs(1);
 /// How long the last status may take when the node stops: its API server may be stopping, too.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const LAST_WORD: Duration = Duration::from_secs(3);
+const LAST_WORD_RETRY: Duration = Duration::from_millis(100);
 /// How often the files of secrets and config maps are brought up to date.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -75,9 +76,7 @@ impl Worker {
         loop {
             if drive.is_none() {
                 if leaving {
-                    let _ =
-                        tokio::time::timeout(LAST_WORD, self.reporter.write(&self.shared)).await;
-                    return;
+                    return self.say_last_word().await;
                 }
                 if self.is_gone() || self.is_deleted() {
                     return self.finish().await;
@@ -117,6 +116,21 @@ impl Worker {
                 () = sleep_until(deadline), if !leaving && self.stop.borrow().is_none() => self.too_long(),
                 _ = refresh.tick(), if refreshes && drive.is_some() => self.refresh().await,
             }
+        }
+    }
+
+    /// The status that stays while the node is away: nothing runs.
+    async fn say_last_word(&mut self) {
+        let write = async {
+            while self.reporter.write(&self.shared).await.is_some() {
+                tokio::time::sleep(LAST_WORD_RETRY).await;
+            }
+        };
+        if tokio::time::timeout(LAST_WORD, write).await.is_err() {
+            tracing::debug!(
+                pod = self.shared.shown(),
+                "the API server did not take the last status"
+            );
         }
     }
 
