@@ -6,8 +6,8 @@ use domain::workload::Protocol;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A length of time such as `90s`, `30m` or `1h30m`, or `never`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,10 +98,52 @@ pub struct SecretMount {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Resources {
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "quantities")]
+    #[schemars(schema_with = "quantities_schema")]
     pub requests: BTreeMap<String, Quantity>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "quantities")]
+    #[schemars(schema_with = "quantities_schema")]
     pub limits: BTreeMap<String, Quantity>,
+}
+
+/// A quantity as people write it and Kubernetes takes it: `500m`, `1Gi`, or a bare number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Text(String),
+    Number(i64),
+}
+
+impl From<Amount> for Quantity {
+    fn from(amount: Amount) -> Self {
+        match amount {
+            Amount::Text(text) => Self(text),
+            Amount::Number(number) => Self(number.to_string()),
+        }
+    }
+}
+
+/// Of one object that cannot be read, a watch can make nothing: neither can it of all the others.
+pub(super) fn quantities<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, Quantity>, D::Error> {
+    let amounts = BTreeMap::<String, Amount>::deserialize(from)?;
+    Ok(amounts.into_iter().map(|(name, amount)| (name, amount.into())).collect())
+}
+
+pub(super) fn quantities_schema(from: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "additionalProperties": quantity_schema(from)})
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Quantity, D::Error> {
+    Ok(Option::<Amount>::deserialize(from)?.map_or_else(default_size, Quantity::from))
+}
+
+fn quantity_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+    })
 }
 
 /// What the workload speaks, so far as telling a person from background chatter depends on it.
@@ -128,7 +170,8 @@ impl From<ProtocolName> for Protocol {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
-    #[serde(default = "default_size")]
+    #[serde(default = "default_size", deserialize_with = "size")]
+    #[schemars(schema_with = "quantity_schema")]
     pub size: Quantity,
     /// The cluster's default class when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,6 +214,18 @@ pub enum OnDelete {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantities_may_be_bare_numbers() {
+        let resources: Resources =
+            serde_json::from_str(r#"{"limits": {"cpu": 1, "memory": "1Gi"}}"#).unwrap();
+        assert_eq!(resources.limits.get("cpu").unwrap().0, "1");
+        assert_eq!(resources.limits.get("memory").unwrap().0, "1Gi");
+        let size = |json: &str| serde_json::from_str::<Storage>(json).unwrap().size.0;
+        assert_eq!(size(r#"{"size": 5}"#), "5");
+        assert_eq!(size(r#"{"size": null}"#), "10Gi");
+        assert_eq!(size("{}"), "10Gi");
+    }
 
     #[test]
     fn lengths_of_time_read_as_written() {

@@ -62,6 +62,8 @@ pub enum Role {
 /// The most that all workloads of the project may ask for, by resource name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quota {
+    #[serde(deserialize_with = "super::parts::quantities")]
+    #[schemars(schema_with = "super::parts::quantities_schema")]
     pub hard: BTreeMap<String, Quantity>,
 }
 
