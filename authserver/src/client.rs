@@ -1,11 +1,14 @@
 //! Clients: applications that sign people in here (RFC 6749, section 2).
 
 use runtime::secret::SecretError;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
 use crate::{
     config::{ClientConfig, Config},
     issuer::GateHosts,
+    jws::{JwkSet, JwkSetError},
     scope, secret,
 };
 
@@ -35,15 +38,48 @@ impl ClientKind {
     }
 }
 
+/// How a client may come by tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantType {
+    AuthorizationCode,
+    RefreshToken,
+    /// For devices without a browser (RFC 8628).
+    DeviceCode,
+    /// Fewer scopes or another audience for a token that the client has (RFC 8693).
+    TokenExchange,
+}
+
+/// What a client is beyond its secret and its addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Profile {
+    /// What people see instead of the id.
+    pub name: Option<String>,
+    /// The text of a JSON Web Key Set: the client authenticates by assertions alone.
+    pub keys: Option<String>,
+    pub grant_types: Vec<GrantType>,
+    /// Audiences that it may ask for (RFC 8707).
+    pub resources: Vec<String>,
+    /// People are asked before it gets anything.
+    pub third_party: bool,
+    /// Only pushed requests are accepted (RFC 9126, section 4).
+    pub pushed_only: bool,
+    /// Where it wants to be told that a session is over.
+    pub back_channel_logout_uri: Option<String>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Client {
     pub id: String,
     pub kind: ClientKind,
-    /// SHA-256 of the secret; none for public clients.
+    /// SHA-256 of the secret; none for public clients, and nothing, which no digest is, for those
+    /// that authenticate by keys.
     pub secret_digest: Option<Vec<u8>>,
     pub redirect_uris: Vec<String>,
     pub post_logout_uris: Vec<String>,
     pub scopes: Vec<String>,
+    pub profile: Profile,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +88,18 @@ pub enum ClientError {
     Secret(String, SecretError),
     #[error("client `{0}`: the secret must have {SECRET_MIN} characters or more")]
     ShortSecret(String),
-    #[error("client `{0}` needs `secret_file`, or `public = true`")]
+    #[error("client `{0}` needs one of `secret_file`, `jwks_file` and `public = true`")]
     NoSecret(String),
-    #[error("client `{0}` is public, so it has no `secret_file`")]
-    PublicSecret(String),
+    #[error("client `{0}`: cannot read its key set: {1}")]
+    KeyFile(String, std::io::Error),
+    #[error("client `{0}`: its key set is of no use: {1}")]
+    Keys(String, JwkSetError),
+    #[error("client `{0}`: `{1}` is no resource; use an absolute URI without #")]
+    Resource(String, String),
+    #[error("client `{0}`: the back-channel logout URI must use https, or http on loopback")]
+    LogoutUri(String),
+    #[error("client `{0}`: authorization_code needs a redirect URI, and a redirect URI needs it")]
+    NoRedirectUri(String),
     #[error("client id `{0}` is used twice or is not plain text")]
     Id(String),
     #[error("client `{0}`: `{1}` is no redirect URI; use https, or http on loopback, without #")]
@@ -75,6 +119,14 @@ impl Client {
             redirect_uris: Vec::new(),
             post_logout_uris: Vec::new(),
             scopes: scope::KNOWN.map(str::to_owned).to_vec(),
+            profile: Profile {
+                grant_types: vec![
+                    GrantType::AuthorizationCode,
+                    GrantType::RefreshToken,
+                    GrantType::TokenExchange,
+                ],
+                ..Profile::default()
+            },
         }];
         for client in &config.clients {
             let plain = !client.id.is_empty()
@@ -90,11 +142,18 @@ impl Client {
 
     fn of(config: &ClientConfig) -> Result<Self, ClientError> {
         let id = config.id.clone();
-        let (kind, secret_digest) = match (&config.secret_file, config.public) {
-            (Some(file), false) => (ClientKind::Confidential, Some(read_secret(&id, file)?)),
-            (None, true) => (ClientKind::Public, None),
-            (None, false) => return Err(ClientError::NoSecret(id)),
-            (Some(_), true) => return Err(ClientError::PublicSecret(id)),
+        let mut keys = None;
+        let (kind, secret_digest) = match (&config.secret_file, &config.jwks_file, config.public) {
+            (Some(file), None, false) => (ClientKind::Confidential, Some(read_secret(&id, file)?)),
+            (None, Some(file), false) => {
+                let text = std::fs::read_to_string(file)
+                    .map_err(|error| ClientError::KeyFile(id.clone(), error))?;
+                JwkSet::from_json(&text).map_err(|error| ClientError::Keys(id.clone(), error))?;
+                keys = Some(text);
+                (ClientKind::Confidential, Some(Vec::new()))
+            }
+            (None, None, true) => (ClientKind::Public, None),
+            _ => return Err(ClientError::NoSecret(id)),
         };
         let uris = config.redirect_uris.iter().chain(&config.post_logout_redirect_uris);
         for uri in uris {
@@ -105,6 +164,26 @@ impl Client {
         if let Some(scope) = config.scopes.iter().find(|s| !scope::KNOWN.contains(&s.as_str())) {
             return Err(ClientError::Scope(id, scope.clone()));
         }
+        if let Some(resource) = config.resources.iter().find(|resource| !is_resource(resource)) {
+            return Err(ClientError::Resource(id, resource.clone()));
+        }
+        let logout_uri = config.back_channel_logout_uri.as_deref();
+        if logout_uri.is_some_and(|uri| !(is_redirect_uri(uri) && uri.starts_with("http"))) {
+            return Err(ClientError::LogoutUri(id));
+        }
+        let by_code = config.grant_types.contains(&GrantType::AuthorizationCode);
+        if by_code == config.redirect_uris.is_empty() {
+            return Err(ClientError::NoRedirectUri(id));
+        }
+        let profile = Profile {
+            name: config.name.clone(),
+            keys,
+            grant_types: config.grant_types.clone(),
+            resources: config.resources.clone(),
+            third_party: config.third_party,
+            pushed_only: config.pushed_requests_only,
+            back_channel_logout_uri: config.back_channel_logout_uri.clone(),
+        };
         Ok(Self {
             id,
             kind,
@@ -112,7 +191,17 @@ impl Client {
             redirect_uris: config.redirect_uris.clone(),
             post_logout_uris: config.post_logout_redirect_uris.clone(),
             scopes: config.scopes.clone(),
+            profile,
         })
+    }
+
+    pub fn may_use(&self, grant_type: GrantType) -> bool {
+        self.profile.grant_types.contains(&grant_type)
+    }
+
+    /// What people see.
+    pub fn name(&self) -> &str {
+        self.profile.name.as_deref().unwrap_or(&self.id)
     }
 
     /// Compared character by character (RFC 9700, section 2.1).
@@ -139,15 +228,37 @@ impl Client {
     pub fn granted_scope(&self, requested: &str) -> String {
         let mut scopes =
             scope::allowed(requested, |scope| self.scopes.iter().any(|own| own == scope));
-        if self.kind == ClientKind::Gate && !scopes.contains(&scope::ACCOUNT) {
-            scopes.push(scope::ACCOUNT);
+        if self.kind == ClientKind::Gate {
+            for own in [scope::ACCOUNT, "workload:use", "workload:manage", "usage:read"] {
+                if !scopes.contains(&own) {
+                    scopes.push(own);
+                }
+            }
         }
         scopes.join(" ")
+    }
+
+    /// The resources that it asks for, each once; none if it may not ask for one of them.
+    pub fn granted_resources<'a>(
+        &self,
+        requested: impl Iterator<Item = &'a str>,
+    ) -> Option<Vec<String>> {
+        let mut resources = Vec::new();
+        for resource in requested {
+            if !self.profile.resources.iter().any(|own| own == resource) {
+                return None;
+            }
+            if !resources.iter().any(|known| known == resource) {
+                resources.push(resource.to_owned());
+            }
+        }
+        Some(resources)
     }
 
     pub fn has_secret(&self, presented: &str) -> bool {
         self.secret_digest
             .as_deref()
+            .filter(|_| self.profile.keys.is_none())
             .is_some_and(|digest| secret::same(digest, &secret::digest(presented)))
     }
 }
@@ -183,6 +294,14 @@ fn is_redirect_uri(uri: &str) -> bool {
         && url.password().is_none()
 }
 
+/// A resource indicator (RFC 8707, section 2): an absolute URI without a fragment.
+pub fn is_resource(text: &str) -> bool {
+    text.len() <= 512
+        && !text.contains('#')
+        && text.bytes().all(|b| b.is_ascii_graphic())
+        && Url::parse(text).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +314,7 @@ mod tests {
             redirect_uris: uris.iter().map(|&uri| uri.to_owned()).collect(),
             post_logout_uris: Vec::new(),
             scopes: vec!["openid".to_owned()],
+            profile: Profile::default(),
         }
     }
 
@@ -244,11 +364,26 @@ mod tests {
     }
 
     #[test]
+    fn rfc_8707_resources_are_absolute_uris() {
+        assert!(is_resource("https://api.example/v1") && is_resource("urn:example:api"));
+        for bad in ["", "api", "/v1", "https://api.example/#x", "https://api.example/ x"] {
+            assert!(!is_resource(bad), "{bad}");
+        }
+    }
+
+    #[test]
     fn scopes_and_secrets() {
         assert_eq!(client(ClientKind::Public, &[]).granted_scope("openid account"), "openid");
-        assert_eq!(client(ClientKind::Gate, &[]).granted_scope("openid x"), "openid account");
+        assert_eq!(
+            client(ClientKind::Gate, &[]).granted_scope("openid x"),
+            "openid account workload:use workload:manage usage:read"
+        );
         let client = client(ClientKind::Confidential, &[]);
         assert!(client.has_secret("s") && !client.has_secret("") && !client.has_secret("S"));
+        let by_keys = Profile { keys: Some(String::new()), ..Profile::default() };
+        let by_keys =
+            Client { secret_digest: Some(Vec::new()), profile: by_keys, ..client.clone() };
+        assert!(!by_keys.has_secret("") && !by_keys.has_secret("s"));
         let public = Client { secret_digest: None, ..client };
         assert!(!public.has_secret("") && !public.has_secret("s"));
     }

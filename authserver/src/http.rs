@@ -2,10 +2,14 @@
 
 mod authorize;
 mod bearer;
+mod client_auth;
 mod cookie;
+mod device;
 mod discovery;
 mod error;
 mod internal;
+mod issue;
+mod own_token;
 mod pages;
 mod params;
 mod sign_in;
@@ -47,6 +51,10 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::JWKS, get(discovery::jwks))
         .route(discovery::AUTHORIZE, get(authorize::authorize).post(authorize::authorize))
         .route(discovery::TOKEN, post(token::token))
+        .route(discovery::INTROSPECT, post(own_token::introspect))
+        .route(discovery::REVOKE, post(own_token::revoke))
+        .route(discovery::DEVICE, post(device::start))
+        .route(discovery::DEVICE_PAGE, get(device::show).post(device::submit))
         .route(discovery::USERINFO, get(userinfo::userinfo).post(userinfo::userinfo))
         .route(discovery::SIGN_OUT, get(sign_out::ask).post(sign_out::submit))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))

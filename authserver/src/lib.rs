@@ -6,11 +6,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod address;
+mod assertion;
 mod client;
 mod config;
 mod database;
+mod device;
 mod http;
 mod issuer;
+mod jws;
+mod limiter;
 mod listen;
 mod metrics;
 mod password;
@@ -29,5 +33,8 @@ pub use self::{
     database::Database,
     issuer::{GATE_CALLBACK, Issuer},
     server::{Authserver, Clock, serve},
-    store::{NewPersonalToken, Person, PersonalToken, SshKey, Store, StoreError},
+    store::{
+        NewPersonalToken, NewServiceAccount, Person, PersonalToken, Proof, ServiceAccountEntry,
+        SshKey, Store, StoreError,
+    },
 };

@@ -30,9 +30,12 @@ impl Verifier {
             .then(|| Self(text.to_owned()))
     }
 
+    pub fn challenge(&self) -> Challenge {
+        Challenge(URL_SAFE_NO_PAD.encode(secret::digest(&self.0)))
+    }
+
     pub fn matches(&self, challenge: &str) -> bool {
-        let computed = URL_SAFE_NO_PAD.encode(secret::digest(&self.0));
-        secret::same(computed.as_bytes(), challenge.as_bytes())
+        secret::same(self.challenge().0.as_bytes(), challenge.as_bytes())
     }
 }
 

@@ -18,6 +18,12 @@ impl Secret {
         Self(URL_SAFE_NO_PAD.encode(random()))
     }
 
+    /// The one that follows another: always the same, and known only to who has the key.
+    pub fn derived(key: &hmac::Key, predecessor: &str) -> Self {
+        let message = [b"refresh token successor\n", predecessor.as_bytes()].concat();
+        Self(URL_SAFE_NO_PAD.encode(hmac::sign(key, &message)))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,6 +66,10 @@ pub enum Purpose {
     SignOut,
     /// A browser in which a person has signed in before.
     Device,
+    /// The question whether to approve a device.
+    DeviceLogin,
+    /// The question whether to let a third party's client in.
+    Consent,
 }
 
 /// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256.
@@ -95,6 +105,8 @@ fn message(purpose: Purpose, payload: &[u8]) -> Vec<u8> {
         Purpose::SignIn => 1,
         Purpose::SignOut => 2,
         Purpose::Device => 3,
+        Purpose::DeviceLogin => 4,
+        Purpose::Consent => 5,
     };
     [&[purpose], payload].concat()
 }
@@ -126,5 +138,11 @@ mod tests {
         assert_eq!(one.as_str().len(), 43);
         assert_ne!(one.as_str(), two.as_str());
         assert_eq!(format!("{one:?}"), "Secret");
+        let key = |byte| hmac::Key::new(hmac::HMAC_SHA256, &[byte; 32]);
+        let next = Secret::derived(&key(1), one.as_str());
+        assert_eq!(next.as_str().len(), 43);
+        assert_eq!(next.as_str(), Secret::derived(&key(1), one.as_str()).as_str());
+        assert_ne!(next.as_str(), Secret::derived(&key(2), one.as_str()).as_str());
+        assert_ne!(next.as_str(), Secret::derived(&key(1), two.as_str()).as_str());
     }
 }

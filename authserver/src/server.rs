@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     http,
     issuer::{GateHosts, Issuer},
+    limiter::{Limiter, Rate},
     listen,
     metrics::Metrics,
     secret::Sealer,
@@ -61,7 +62,26 @@ pub(crate) struct Server {
     pub shutdown: CancellationToken,
     pub ssh_feed: watch::Sender<i64>,
     throttle: Mutex<Throttle>,
+    limits: Mutex<Limits>,
     clock: Clock,
+}
+
+/// How often things may be asked that cost us something, and that strangers may ask.
+pub(crate) struct Limits {
+    /// Devices that begin to wait.
+    pub device_starts: Limiter,
+    /// Codes of devices that are tried, by people who are signed in.
+    pub device_codes: Limiter,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let rate = |burst, period| Rate { burst, period };
+        Self {
+            device_starts: Limiter::new(rate(10, 6_000), rate(200, 50)),
+            device_codes: Limiter::new(rate(10, 30_000), rate(200, 200)),
+        }
+    }
 }
 
 pub(crate) type App = Arc<Server>;
@@ -74,6 +94,10 @@ impl Server {
     pub fn throttle(&self) -> MutexGuard<'_, Throttle> {
         // A count that a panic left half-made is still a count.
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells those who wait for the feed what version it is now.
@@ -129,6 +153,7 @@ impl Authserver {
             shutdown: context.shutdown.clone(),
             ssh_feed: watch::Sender::new(version),
             throttle: Mutex::default(),
+            limits: Mutex::default(),
             clock,
         };
         Ok(Self { app: Arc::new(server), context })

@@ -6,13 +6,17 @@
 //! `migrations/postgres`, under the same numbers.
 
 mod clients;
+mod devices;
+mod flows;
 mod grants;
 mod keys;
 mod open;
 mod people;
 mod personal_tokens;
+mod service_accounts;
 mod sessions;
 mod ssh_keys;
+mod withdrawals;
 
 use std::{io, time::Duration};
 
@@ -21,9 +25,11 @@ use sqlx::AnyPool;
 
 pub(crate) use self::open::Dialect;
 pub use self::{
+    devices::{Asked, Lifetimes, NewDevice},
     grants::{NewCode, RedeemError, Redeemed},
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
+    service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
     sessions::Session,
     ssh_keys::SshKey,
 };

@@ -29,6 +29,7 @@ pub(super) struct AuthorizationRequest {
     state: Option<String>,
     nonce: Option<String>,
     scope: String,
+    resources: Vec<String>,
     challenge: pkce::Challenge,
     prompt: Prompt,
     /// Seconds since the sign-in at most.
@@ -92,7 +93,8 @@ pub(super) async fn authorize(
         let text = "nobody is signed in";
         return Err(request.refuse(&app, "login_required", text));
     }
-    Ok(sign_in::page(&app, &headers, caller.now, Some((query, &request)), sign_in::Retry::first()))
+    let next = sign_in::Next::Authorize(query.to_owned(), Box::new(request));
+    Ok(sign_in::page(&app, &headers, caller.now, &next, sign_in::Retry::first()))
 }
 
 /// The browser's session, if it has one that is alive.
@@ -176,12 +178,16 @@ pub(super) async fn read(app: &Server, query: &str) -> Result<AuthorizationReque
         Some(Err(_)) => return refuse("invalid_request", "max_age must be a number of seconds"),
     };
     let scope = client.granted_scope(params.get("scope").unwrap_or_default());
+    let Some(resources) = client.granted_resources(params.all("resource")) else {
+        return refuse("invalid_target", "the client may not ask for this resource");
+    };
     Ok(AuthorizationRequest {
         client,
         redirect_uri,
         state,
         nonce,
         scope,
+        resources,
         challenge,
         prompt,
         max_age,
@@ -211,6 +217,7 @@ impl AuthorizationRequest {
             nonce: self.nonce.as_deref(),
         };
         let code = app.store.issue_code(code, caller.now).await?;
+        app.store.set_code_resources(&code, &self.resources).await?;
         app.audit.record(
             caller.now,
             Event {

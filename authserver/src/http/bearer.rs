@@ -44,7 +44,15 @@ impl FromRequestParts<App> for Bearer {
             CredentialKind::AccessToken => {
                 app.store.access_token_holder(jti, app.session_idle, caller.now).await?
             }
-            CredentialKind::PersonalAccessToken => app.store.personal_token_holder(jti).await?,
+            CredentialKind::PersonalAccessToken => {
+                match app.store.personal_token_holder(jti).await? {
+                    Some(person) => Some(person),
+                    None => {
+                        let account = app.store.service_token_holder(jti, caller.now).await?;
+                        account.map(|account| account.person)
+                    }
+                }
+            }
             CredentialKind::SshKey => None,
         };
         let person = holder

@@ -13,9 +13,9 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
+    client_auth::authenticate,
     error::{ApiError, OAuthError},
     params::Params,
-    token::authenticate,
 };
 use crate::{client::ClientKind, server::App};
 

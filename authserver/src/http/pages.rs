@@ -26,6 +26,31 @@ pub(super) struct SignOutPage<'a> {
     pub ticket: &'a str,
 }
 
+/// The field for a device's code.
+#[derive(Template)]
+#[template(path = "device_code.html")]
+pub(super) struct DeviceCodePage<'a> {
+    pub name: &'a str,
+    pub code: &'a str,
+    pub problem: &'a str,
+}
+
+/// What a device would get, from where it asks, and for whom.
+#[derive(Template)]
+#[template(path = "device.html")]
+pub(super) struct DevicePage<'a> {
+    pub name: &'a str,
+    pub client: &'a str,
+    pub code: &'a str,
+    pub rights: Vec<&'static str>,
+    pub resources: &'a [String],
+    pub address: &'a str,
+    /// The browser's address, when it is another.
+    pub elsewhere: Option<&'a str>,
+    pub time: &'a str,
+    pub ticket: &'a str,
+}
+
 #[derive(Template)]
 #[template(path = "home.html")]
 struct HomePage<'a> {

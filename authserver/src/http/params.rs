@@ -4,39 +4,51 @@ use std::collections::BTreeMap;
 
 use url::form_urlencoded;
 
+/// Those that may be given more than once (RFC 8707, section 2; RFC 8693, section 2.1).
+const REPEATABLE: [&str; 2] = ["resource", "audience"];
+
 /// Parameters by name. An empty value counts as absent (RFC 6749, section 3.1).
 #[derive(Debug, Default)]
-pub(super) struct Params {
-    values: BTreeMap<String, String>,
-    doubled: Vec<String>,
+pub(crate) struct Params {
+    values: BTreeMap<String, Vec<String>>,
 }
 
 impl Params {
     pub fn parse(encoded: &[u8]) -> Self {
-        let mut params = Self::default();
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(encoded) {
-            if params.values.insert(name.clone().into_owned(), value.into_owned()).is_some() {
-                params.doubled.push(name.into_owned());
-            }
+            values.entry(name.into_owned()).or_default().push(value.into_owned());
         }
-        params
+        Self { values }
     }
 
     /// The value, unless it is empty or was given more than once.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let value = self.values.get(name)?;
-        let plain = !value.is_empty() && !self.doubled.iter().any(|doubled| doubled == name);
-        plain.then_some(value.as_str())
+        match self.values.get(name)?.as_slice() {
+            [value] if !value.is_empty() => Some(value),
+            _ => None,
+        }
     }
 
-    /// Parameters must not be given more than once (RFC 6749, section 3.1).
+    /// All values that are not empty.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        let values = self.values.get(name).into_iter().flatten();
+        values.map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Parameters must not be given more than once (RFC 6749, section 3.1), but for a few.
     pub fn has_doubled(&self) -> bool {
-        !self.doubled.is_empty()
+        let doubled = |(name, values): (&String, &Vec<String>)| {
+            values.len() > 1 && !REPEATABLE.contains(&name.as_str())
+        };
+        self.values.iter().any(doubled)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -48,5 +60,30 @@ mod tests {
         assert_eq!(params.get("d"), Some("ä x"));
         assert!(params.has_doubled());
         assert!(!Params::parse(b"a=1").has_doubled());
+    }
+
+    #[test]
+    fn rfc_8707_several_resources_may_be_named() {
+        let params = Params::parse(b"resource=a&resource=b&resource=");
+        assert_eq!(params.all("resource").collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(params.all("other").count(), 0);
+        assert!(!params.has_doubled());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_read(pairs in proptest::collection::btree_map("\\PC{1,9}", "\\PC{1,9}", 0..9)) {
+            let text = form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+            let params = Params::parse(text.as_bytes());
+            for (name, value) in &pairs {
+                prop_assert_eq!(params.get(name), Some(value.as_str()));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let params = Params::parse(&bytes);
+            let _ = (params.has_doubled(), params.get("a"), params.all("a").count());
+        }
     }
 }

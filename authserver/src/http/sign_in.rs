@@ -18,6 +18,7 @@ use super::{
     Caller, authorize,
     authorize::AuthorizationRequest,
     cookie,
+    discovery::DEVICE_PAGE,
     error::PageError,
     pages::{self, SignInPage},
     params::Params,
@@ -27,7 +28,7 @@ use crate::{
     password::PASSWORD_MAX,
     secret::{self, Purpose, Secret},
     server::{App, Server},
-    store::Session,
+    store::{Session, StoreError},
     throttle::Key,
 };
 
@@ -42,8 +43,70 @@ struct Ticket {
     /// SHA-256 of the browser's form cookie.
     browser: String,
     expires_at: i64,
+    next: Goal,
+}
+
+/// What signing in is for, as a browser carries it.
+#[derive(Serialize, Deserialize)]
+enum Goal {
+    Home,
     /// The authorization request to go on with.
-    query: Option<String>,
+    Authorize(String),
+    /// The code of a device that waits, or nothing.
+    Device(String),
+}
+
+/// What to do once somebody is signed in.
+pub(super) enum Next {
+    Home,
+    Authorize(String, Box<AuthorizationRequest>),
+    Device(String),
+}
+
+impl Next {
+    async fn read(app: &Server, goal: Goal) -> Result<Self, authorize::Refusal> {
+        Ok(match goal {
+            Goal::Home => Self::Home,
+            Goal::Authorize(query) => {
+                let request = authorize::read(app, &query).await?;
+                Self::Authorize(query, Box::new(request))
+            }
+            Goal::Device(code) => Self::Device(code),
+        })
+    }
+
+    fn goal(&self) -> Goal {
+        match self {
+            Self::Home => Goal::Home,
+            Self::Authorize(query, _) => Goal::Authorize(query.clone()),
+            Self::Device(code) => Goal::Device(code.clone()),
+        }
+    }
+
+    fn request(&self) -> Option<&AuthorizationRequest> {
+        match self {
+            Self::Authorize(_, request) => Some(request),
+            Self::Home | Self::Device(_) => None,
+        }
+    }
+
+    /// Where a person who has signed in goes.
+    async fn go(
+        &self,
+        app: &Server,
+        session: &Session,
+        caller: Caller,
+    ) -> Result<Response, StoreError> {
+        match self {
+            Self::Home => Ok(authorize::see_other("/")),
+            Self::Authorize(_, request) => request.grant(app, session, caller).await,
+            Self::Device(code) => {
+                let field = (!code.is_empty()).then_some(code.as_str());
+                let path = authorize::with_query(DEVICE_PAGE, &[("user_code", field)]);
+                Ok(authorize::see_other(&path))
+            }
+        }
+    }
 }
 
 /// What a page shows that is not the first one.
@@ -64,18 +127,15 @@ pub(super) fn page(
     app: &Server,
     headers: &HeaderMap,
     now: Timestamp,
-    request: Option<(&str, &AuthorizationRequest)>,
+    next: &Next,
     retry: Retry<'_>,
 ) -> Response {
     let (browser, set_cookie) = form_cookie(headers);
-    let ticket = Ticket {
-        browser,
-        expires_at: now.as_second() + TICKET_LIFETIME,
-        query: request.map(|(query, _)| query.to_owned()),
-    };
+    let ticket =
+        Ticket { browser, expires_at: now.as_second() + TICKET_LIFETIME, next: next.goal() };
     let ticket = seal(app, Purpose::SignIn, &ticket);
-    let destination = request.map(|(_, request)| destination(request));
-    let redirects_to = request.and_then(|(_, request)| pages::form_target(&request.redirect_uri));
+    let destination = next.request().map(destination);
+    let redirects_to = next.request().and_then(|r| pages::form_target(&r.redirect_uri));
     let page = SignInPage {
         destination: destination.as_deref(),
         name: retry.name,
@@ -148,7 +208,7 @@ pub(super) async fn home(
 ) -> Result<Response, PageError> {
     Ok(match authorize::session(&app, &headers, caller.now).await? {
         Some(session) => pages::home(session.person.name.as_str(), &app.portal),
-        None => page(&app, &headers, caller.now, None, Retry::first()),
+        None => page(&app, &headers, caller.now, &Next::Home, Retry::first()),
     })
 }
 
@@ -171,15 +231,11 @@ pub(super) async fn submit(
         .ok_or_else(|| {
             PageError::bad_request("This form is damaged. Go back and reload the page.")
         })?;
-    let request = match &ticket.query {
-        Some(query) => Some((query.as_str(), authorize::read(&app, query).await?)),
-        None => None,
-    };
+    let next = Next::read(&app, ticket.next).await?;
     let typed = form.get("name").unwrap_or_default().trim();
     let again = |status, problem: &str| {
-        let request = request.as_ref().map(|(query, request)| (*query, request));
         let name = if typed.chars().count() <= 100 { typed } else { "" };
-        page(&app, &headers, caller.now, request, Retry { status, name, problem })
+        page(&app, &headers, caller.now, &next, Retry { status, name, problem })
     };
     let stale = if cookie::get(&headers, cookie::FORM).is_none() {
         Some("Your browser did not send back our cookie. Allow cookies for this site.")
@@ -193,7 +249,7 @@ pub(super) async fn submit(
     if let Some(problem) = stale {
         // Another tab may have signed in meanwhile, and then there is nothing left to ask.
         if let Some(session) = authorize::session(&app, &headers, caller.now).await?
-            && let Some((_, request)) = &request
+            && let Some(request) = next.request()
             && request.is_satisfied_by(&session, caller.now)
         {
             return Ok(request.grant(&app, &session, caller).await?);
@@ -223,10 +279,7 @@ pub(super) async fn submit(
 
     let (session, cookie) =
         app.store.begin_session(person, "pwd", app.session_max, caller.now).await?;
-    let mut response = match &request {
-        Some((_, request)) => request.grant(&app, &session, caller).await?,
-        None => authorize::see_other("/"),
-    };
+    let mut response = next.go(&app, &session, caller).await?;
     set_cookies(&app, &mut response, &session, &cookie, caller.now);
     Ok(response)
 }

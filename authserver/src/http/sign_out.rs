@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     Caller, authorize, cookie,
     error::PageError,
+    issue::IdClaims,
     pages,
     params::Params,
     sign_in::{check_origin, form_cookie, is_browser, seal},
-    token::IdClaims,
 };
 use crate::{
     secret::Purpose,

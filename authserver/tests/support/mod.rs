@@ -1,5 +1,6 @@
 //! A server on a port of its own, with a clock that the test turns, and a browser of sorts.
 
+pub mod keys;
 pub mod postgres;
 
 use std::{
@@ -61,10 +62,11 @@ pub struct Server {
 }
 
 /// `[[clients]]` beside the gate: `other` with a secret, and the public `tool`.
-async fn config(folder: &Path) -> Config {
+pub async fn config(folder: &Path) -> Config {
     let database = database(folder).await;
     std::fs::write(folder.join("gate-secret"), format!("{}\n", GATE.1)).unwrap();
     std::fs::write(folder.join("other-secret"), OTHER.1).unwrap();
+    std::fs::write(folder.join("signed-keys"), keys::jwks(1).to_string()).unwrap();
     let config: Config = serde_json::from_value(json!({
         "issuer": ISSUER,
         "base_domain": "localhost",
@@ -78,6 +80,23 @@ async fn config(folder: &Path) -> Config {
                 "post_logout_redirect_uris": ["https://other.example/bye"],
             },
             { "id": "tool", "public": true, "redirect_uris": ["http://127.0.0.1:7777/cb"] },
+            {
+                "id": "signed",
+                "jwks_file": folder.join("signed-keys"),
+                "redirect_uris": ["https://signed.example/cb"],
+                "grant_types": [
+                    "authorization_code", "refresh_token", "device_code", "token_exchange",
+                ],
+                "resources": ["https://api.example", "https://logs.example"],
+                "scopes": ["openid", "profile", "workload:use", "workload:manage"],
+            },
+            {
+                "id": "tv",
+                "name": "Television",
+                "public": true,
+                "grant_types": ["device_code", "refresh_token"],
+                "scopes": ["openid", "profile", "workload:use"],
+            },
         ],
     }))
     .unwrap();
@@ -90,8 +109,19 @@ impl Server {
     }
 
     pub async fn start_in(folder: TempDir) -> Self {
+        let clock = Arc::new(AtomicI64::new(START));
+        let config = config(folder.path()).await;
+        Self::run(folder, config, clock).await
+    }
+
+    /// Another server with the same database and settings, and the same time.
+    pub async fn replica(&self) -> Self {
+        let config = config(self.folder.path()).await;
+        Self::run(tempfile::tempdir().unwrap(), config, self.clock.clone()).await
+    }
+
+    async fn run(folder: TempDir, config: Config, seconds: Arc<AtomicI64>) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let seconds = Arc::new(AtomicI64::new(START));
         let clock: Clock = {
             let seconds = seconds.clone();
             Arc::new(move || Timestamp::from_second(seconds.load(Ordering::SeqCst)).unwrap())
@@ -103,7 +133,6 @@ impl Server {
             health: Health::new(),
             shutdown: shutdown.clone(),
         };
-        let config = config(folder.path()).await;
         let server = Authserver::open(&config, context, clock).await.unwrap();
         let store = Store::open(&config.database).await.unwrap();
         for (name, groups) in [("alice", vec!["ml".to_owned()]), ("bob", vec![])] {
@@ -114,12 +143,15 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(server.serve(listener));
-        let http = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(Duration::from_secs(60))
-            .build()
-            .unwrap();
-        Self { folder, store, base, clock: seconds, http, _shutdown: shutdown.drop_guard() }
+        let guard = shutdown.drop_guard();
+        Self { folder, store, base, clock: seconds, http: http(), _shutdown: guard }
+    }
+
+    /// A server of another process, which has the machine's own clock.
+    pub fn elsewhere(folder: TempDir, store: Store, base: String) -> Self {
+        let clock = Arc::new(AtomicI64::new(Timestamp::now().as_second()));
+        let guard = CancellationToken::new().drop_guard();
+        Self { folder, store, base, clock, http: http(), _shutdown: guard }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -154,6 +186,14 @@ impl Server {
         self.token(GATE, &[("grant_type", "refresh_token"), ("refresh_token", token)]).await
     }
 
+    /// A form to an endpoint, with the client's credentials in it.
+    pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> (StatusCode, Value) {
+        let response = self.request(Method::POST, path).form(form).send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
     pub async fn api(&self, method: Method, path: &str, token: &str, body: Value) -> Response {
         let request = self.request(method, path).bearer_auth(token);
         let request = if body.is_null() { request } else { request.json(&body) };
@@ -181,9 +221,31 @@ impl Server {
         verifier
     }
 
+    /// The log once the text is in it: events are written by a thread of its own.
+    pub async fn audited(&self, text: &str) -> String {
+        let wait = async {
+            loop {
+                let log = self.audit();
+                if log.contains(text) {
+                    break log;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect(text)
+    }
+
     pub fn audit(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap()
     }
+}
+
+fn http() -> Client {
+    Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(60))
+        .build()
+        .unwrap()
 }
 
 pub fn start() -> Timestamp {
