@@ -13,6 +13,7 @@ mod keys;
 mod open;
 mod people;
 mod personal_tokens;
+mod rotation;
 mod service_accounts;
 mod sessions;
 mod ssh_keys;
@@ -20,6 +21,7 @@ mod withdrawals;
 
 use std::{io, time::Duration};
 
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use sqlx::AnyPool;
 
@@ -36,6 +38,7 @@ pub use self::{
 use crate::{
     database::Database,
     password::{PasswordError, Passwords},
+    secret::random,
     signing::SigningError,
 };
 
@@ -73,6 +76,7 @@ pub struct Store {
     pool: AnyPool,
     dialect: Dialect,
     passwords: Passwords,
+    refresh_key: hmac::Key,
 }
 
 impl Store {
@@ -80,8 +84,11 @@ impl Store {
     /// makes the first signing key.
     pub async fn open(database: &Database) -> Result<Self, StoreError> {
         let (pool, dialect) = open::pool(database).await?;
-        let store = Self { pool, dialect, passwords: Passwords::default() };
+        // Replaced at once by the one that is kept.
+        let refresh_key = hmac::Key::new(hmac::HMAC_SHA256, &random());
+        let mut store = Self { pool, dialect, passwords: Passwords::default(), refresh_key };
         store.ensure_signing_key(Timestamp::now()).await?;
+        store.refresh_key = store.load_refresh_key().await?;
         Ok(store)
     }
 
@@ -115,6 +122,10 @@ impl Store {
         .bind(now - 3600)
         .execute(&mut *tx)
         .await?;
+        sqlx::query("DELETE FROM refresh_tokens WHERE rotated_at < $1")
+            .bind(now - rotation::REMEMBERED)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM personal_tokens WHERE expires_at < $1")
             .bind(now - 30 * 24 * 3600)
             .execute(&mut *tx)

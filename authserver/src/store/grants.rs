@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use domain::name::UserName;
 use jiff::Timestamp;
 use sqlx::FromRow;
 use uuid::Uuid;
@@ -33,7 +34,7 @@ pub struct Redeemed {
     pub session: Session,
     pub scope: String,
     pub nonce: Option<String>,
-    /// A new one for a code; a refresh token stays as it is.
+    /// To be presented the next time.
     pub refresh_token: Option<Secret>,
 }
 
@@ -46,6 +47,9 @@ pub enum RedeemError {
     ForeignClient,
     #[error("the code was used before; all that it gave is withdrawn")]
     Replayed,
+    /// With whose it was, as long as their session lives.
+    #[error("it was exchanged before, and somebody else may have it; sign in again")]
+    Reused(Option<UserName>),
     #[error("it has expired")]
     Expired,
     #[error("redirect_uri is not the one that the code was sent to")]
@@ -75,15 +79,6 @@ struct CodeRow {
     nonce: Option<String>,
     expires_at: i64,
     used_at: Option<i64>,
-    revoked_at: Option<i64>,
-}
-
-#[derive(FromRow)]
-struct RefreshRow {
-    grant_id: String,
-    session_id: String,
-    client_id: String,
-    scope: String,
     revoked_at: Option<i64>,
 }
 
@@ -202,39 +197,6 @@ impl Store {
         })
     }
 
-    /// A refresh token is good for as long as its session lives.
-    pub async fn redeem_refresh_token(
-        &self,
-        token: &str,
-        client_id: &str,
-        idle: Duration,
-        now: Timestamp,
-    ) -> Result<Redeemed, RedeemError> {
-        let row: Option<RefreshRow> = sqlx::query_as(
-            "SELECT r.grant_id, g.session_id, g.client_id, g.scope, g.revoked_at
-             FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.digest = $1",
-        )
-        .bind(digest(token))
-        .fetch_optional(&self.pool)
-        .await?;
-        let row = row.ok_or(RedeemError::Unknown)?;
-        if row.client_id != client_id {
-            return Err(RedeemError::ForeignClient);
-        }
-        if row.revoked_at.is_some() {
-            return Err(RedeemError::SessionOver);
-        }
-        let session = self.session_by_id(&row.session_id, idle, now).await?;
-        let session = session.ok_or(RedeemError::SessionOver)?;
-        sqlx::query("UPDATE refresh_tokens SET used_at = $1 WHERE digest = $2")
-            .bind(now.as_second())
-            .bind(digest(token))
-            .execute(&self.pool)
-            .await?;
-        let RefreshRow { grant_id, scope, .. } = row;
-        Ok(Redeemed { grant_id, session, scope, nonce: None, refresh_token: None })
-    }
-
     /// Writes down an access token before it is handed out. False when its grant has been
     /// withdrawn meanwhile: then it must not be.
     pub async fn record_access_token(
@@ -244,10 +206,13 @@ impl Store {
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query(
+        let done = sqlx::query(self.dialect.pick(
             "INSERT INTO access_tokens (jti, grant_id, expires_at)
              SELECT $1, id, $2 FROM grants WHERE id = $3 AND revoked_at IS NULL",
-        )
+            // Whoever withdraws the grant at this moment does so before us, or sees our token.
+            "INSERT INTO access_tokens (jti, grant_id, expires_at)
+             SELECT $1, id, $2 FROM grants WHERE id = $3 AND revoked_at IS NULL FOR SHARE",
+        ))
         .bind(jti)
         .bind(now.as_second().saturating_add(seconds(lifetime)))
         .bind(grant_id)

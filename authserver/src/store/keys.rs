@@ -1,5 +1,6 @@
 //! The server's own keys.
 
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
 
 use super::{Store, StoreError};
@@ -53,18 +54,28 @@ impl Store {
         Ok(KeyRing::new(keys)?)
     }
 
-    /// The key of tickets and device cookies, made at the first start.
+    /// The key of tickets and device cookies.
     pub async fn sealer(&self) -> Result<Sealer, StoreError> {
+        Ok(Sealer::new(&self.server_secret("seal").await?))
+    }
+
+    /// The key that derives refresh tokens from their predecessors.
+    pub(super) async fn load_refresh_key(&self) -> Result<hmac::Key, StoreError> {
+        Ok(hmac::Key::new(hmac::HMAC_SHA256, &self.server_secret("refresh").await?))
+    }
+
+    /// 256 bits under that name, made at the first start. All replicas get the same.
+    async fn server_secret(&self, name: &str) -> Result<Vec<u8>, StoreError> {
         sqlx::query(
-            "INSERT INTO server_secrets (name, secret) VALUES ('seal', $1) ON CONFLICT DO NOTHING",
+            "INSERT INTO server_secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
+        .bind(name)
         .bind(random().to_vec())
         .execute(&self.pool)
         .await?;
-        let key: Vec<u8> =
-            sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = 'seal'")
-                .fetch_one(&self.pool)
-                .await?;
-        Ok(Sealer::new(&key))
+        Ok(sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = $1")
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await?)
     }
 }

@@ -5,6 +5,8 @@ mod clients;
 mod code_flow;
 mod devices;
 mod guessing;
+mod killed;
+mod rotation;
 mod service_accounts;
 mod sessions;
 mod shown_tokens;

@@ -13,21 +13,23 @@ async fn a_session_slides_and_ends_at_its_limit() {
     let server = Server::start().await;
     let code = Browser::default().code(&server).await;
     let (_, tokens) = server.redeem(GATE, &code).await;
-    let refresh_token = text(&tokens, "refresh_token");
+    let mut refresh_token = text(&tokens, "refresh_token").to_owned();
     let verifier = server.verifier().await;
     // 16 times 10 hours and 30 minutes are seven days.
     for _ in 0..15 {
         server.wait(10 * HOUR + 1800);
-        let (status, tokens) = server.refresh(refresh_token).await;
+        let (status, tokens) = server.refresh(&refresh_token).await;
         assert_eq!(status, StatusCode::OK, "{tokens}");
-        assert_eq!(text(&tokens, "refresh_token"), refresh_token);
+        assert_ne!(text(&tokens, "refresh_token"), refresh_token);
+        refresh_token = text(&tokens, "refresh_token").to_owned();
         assert!(verifier.verify(text(&tokens, "access_token"), server.now()).is_ok());
     }
     server.wait(10 * HOUR + 1800 - 60);
-    let (_, tokens) = server.refresh(refresh_token).await;
+    let (_, tokens) = server.refresh(&refresh_token).await;
     assert_eq!(tokens["expires_in"], 60, "a token does not outlive its session");
     server.wait(60);
-    assert_eq!(server.refresh(refresh_token).await.1["error"], "invalid_grant");
+    let refused = server.refresh(text(&tokens, "refresh_token")).await;
+    assert_eq!(refused.1["error"], "invalid_grant");
 }
 
 #[tokio::test]
