@@ -78,9 +78,14 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             shutdown: ctx.shutdown.clone(),
         },
     ));
+    let rights = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.follow_rights().await }
+    });
     let engine = engine::new(gate.clone(), config.limits.stall_timeout);
     let (front, stop) = Front::new(&config, gate, engine, &tls, ctx.shutdown.clone());
     Arc::new(front).run(listener, stop).await;
+    rights.abort();
     following.abort();
     Ok(())
 }

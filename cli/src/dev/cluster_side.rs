@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ::cluster::labels;
 use anyhow::Context as _;
 use devcluster::{
     api::{self, ApiOptions, ApiServer},
     controllers,
-    node::{self, NodeOptions},
+    node::{self, NodeOptions, Only},
 };
 use kube::Client;
 use tokio::task::JoinHandle;
@@ -18,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::place::Place;
 use crate::service::kube_config;
+
+/// On this machine as a node of another cluster: nothing is scheduled there but what tolerates it.
+pub const TAINT: &str = "dormouse.dev/local-processes";
 
 pub struct ClusterSide {
     client: Client,
@@ -105,6 +109,13 @@ fn start_node(
     let bin = place.folder("bin")?;
     link(&bin.join("dormouse"), &program)?;
     options.path = vec![bin];
+    // Whoever else may make pods on that cluster must not thereby run programs on this machine.
+    options.only = foreign.then(|| Only {
+        label: (labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned()),
+        taint: TAINT.to_owned(),
+    });
+    // The embedded API server has a certificate of its own for this; a foreign one may have none.
+    options.trust_local_peers = foreign;
     Ok(tokio::spawn(async move {
         if let Err(error) = node::run(client, options, stop).await {
             tracing::error!(%error, "the node failed: no pod can run");

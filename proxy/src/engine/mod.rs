@@ -30,6 +30,7 @@ use crate::{
         Admitted, Destination, Gate, Verdict,
         head::{Audience, Field, Head},
         is_own_path,
+        live::LOOK_EVERY,
         scrub::{self, Scrub, Trust},
     },
     tcp,
@@ -80,6 +81,8 @@ pub struct Exchange {
     audience: Audience,
     tries: u32,
     give_up_at: Option<Instant>,
+    /// When it was last seen that the exchange may go on.
+    checked: Instant,
 }
 
 /// The parts of pingora's request that a [`Head`] borrows.
@@ -175,6 +178,7 @@ impl ProxyHttp for Engine {
             audience: Audience::Client,
             tries: 0,
             give_up_at: None,
+            checked: Instant::now(),
         }
     }
 
@@ -278,6 +282,24 @@ impl ProxyHttp for Engine {
             }
         }
         Ok(())
+    }
+
+    /// A long answer ends when the right to it is lost.
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<bytes::Bytes>,
+        _end: bool,
+        ctx: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        let Some(admitted) = &ctx.admitted else { return Ok(None) };
+        if ctx.checked.elapsed() >= LOOK_EVERY {
+            ctx.checked = Instant::now();
+            if !self.gate.may_go_on(&admitted.destination) {
+                return Err(Error::explain(ErrorType::ConnectionClosed, "the right was lost"));
+            }
+        }
+        Ok(None)
     }
 
     /// Nothing was sent yet, so trying again is always safe.

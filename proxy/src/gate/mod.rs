@@ -6,6 +6,7 @@ pub mod credential;
 pub mod head;
 pub mod host;
 mod identify;
+pub mod live;
 pub mod origin;
 mod own;
 mod reach;
@@ -42,6 +43,7 @@ use self::{
     head::{Audience, Head},
     host::Host,
     identify::{SignedIn, Unidentified, Via},
+    live::Live,
     scrub::Trust,
     wake::{Holds, Waker},
 };
@@ -66,6 +68,7 @@ pub struct Gate {
     jwks: JwksFollower,
     sessions: Sessions,
     opened: Cache<(String, String), ()>,
+    live: Arc<Live>,
     audit: Audit,
     /// The second in which a bad credential was last written to the audit log.
     refused_second: AtomicI64,
@@ -131,6 +134,7 @@ impl Gate {
             jwks: parts.jwks,
             sessions: parts.sessions,
             opened: Cache::new(OPENED_REMEMBERED),
+            live: Arc::default(),
             audit: parts.audit,
             refused_second: AtomicI64::new(0),
             metrics: parts.metrics,

@@ -182,9 +182,27 @@ fn header_length(header: &[u8; 14]) -> u8 {
     2 + length + mask
 }
 
+/// Why we end a WebSocket (RFC 6455, section 7.4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// The gateway is going away.
+    GoingAway,
+    /// The person may not use the workload any more.
+    RightLost,
+}
+
+impl Farewell {
+    fn status(self) -> u16 {
+        match self {
+            Self::GoingAway => 1001,
+            Self::RightLost => 1008,
+        }
+    }
+}
+
 /// A Close frame with status 1001, "going away" (RFC 6455, section 7.4.1); masked towards servers.
-pub fn going_away(masked: bool) -> Vec<u8> {
-    let status = 1001u16.to_be_bytes();
+pub fn close_frame(farewell: Farewell, masked: bool) -> Vec<u8> {
+    let status = farewell.status().to_be_bytes();
     if !masked {
         return vec![0x88, 2, status[0], status[1]];
     }

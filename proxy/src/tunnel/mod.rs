@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use self::{
+    frames::Farewell,
     pump::{Listener, Pump},
     response::{Follows, Response, push_field, without_deflate},
 };
@@ -37,6 +38,7 @@ use crate::{
     gate::{
         Admitted, Destination, Gate, Verdict,
         head::{Audience, Head},
+        live::Presence,
         scrub::{Scrub, Trust},
     },
     metrics::Metrics,
@@ -63,17 +65,32 @@ struct Asked {
     path: String,
     user: Option<String>,
     started: Instant,
+    /// Until the right to the workload is lost.
+    presence: Option<Presence>,
 }
 
 /// Serves one handshake, whose head the front has found well-formed. The connection ends with it.
 pub async fn serve(front: &Front, conn: Box<Conn>, head: Bytes) {
-    let (asked, pump) = match Box::pin(handshake(front, conn, &head)).await {
+    let (mut asked, pump) = match Box::pin(handshake(front, conn, &head)).await {
         Handshake::Upgraded(asked, pump) => (asked, pump),
         Handshake::Over => return,
     };
     drop(head);
     let _open = Open::new(&front.metrics);
-    let moved = pump.run(front.going.cancelled()).await;
+    let presence = asked.presence.take();
+    let going = async {
+        let lost = async {
+            match &presence {
+                Some(presence) => presence.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = front.going.cancelled() => Farewell::GoingAway,
+            () = lost => Farewell::RightLost,
+        }
+    };
+    let moved = pump.run(going).await;
     let ended =
         Ended { status: 101, bytes: *moved.as_ref().unwrap_or(&0), broken_off: moved.is_err() };
     asked.log(front, &ended, true);
@@ -95,6 +112,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         path: head.path().to_owned(),
         user: None,
         started: Instant::now(),
+        presence: None,
     };
     let verdict = tokio::select! {
         verdict = front.gate.admit(&head, asked.from, Timestamp::now()) => verdict,
@@ -145,6 +163,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
             asked.log(front, &Ended { status: 101, bytes: 0, broken_off: true }, true);
             return Handshake::Over;
         }
+        asked.presence = front.gate.enter(&admitted.destination);
         let listener = listener(&head, *admitted);
         return Handshake::Upgraded(asked, Box::new(Pump::new(conn, upstream, rest, listener)));
     }

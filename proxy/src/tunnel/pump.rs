@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::frames::{Frames, Seen, going_away};
+use super::frames::{Farewell, Frames, Seen, close_frame};
 
 /// Bytes that are moved at once.
 const SCRATCH: usize = 16 * 1024;
@@ -69,16 +69,16 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        goodbye: Option<bool>,
+        goodbye: Option<(Farewell, bool)>,
         mut seen: impl FnMut(Seen),
     ) -> Poll<io::Result<()>> {
         loop {
-            if let Some(masked) = goodbye
+            if let Some((farewell, masked)) = goodbye
                 && !self.said_goodbye
                 && !self.ended
                 && self.frames.at_boundary()
             {
-                self.pending.extend_from_slice(&going_away(masked));
+                self.pending.extend_from_slice(&close_frame(farewell, masked));
                 self.said_goodbye = true;
             }
             while !self.pending.is_empty() {
@@ -121,7 +121,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        goodbye: Option<bool>,
+        goodbye: Option<(Farewell, bool)>,
         buffer: &mut [u8],
         seen: &mut impl FnMut(Seen),
     ) -> Poll<io::Result<()>> {
@@ -140,14 +140,14 @@ impl Direction {
                 seen(what);
             });
         };
-        if let Some(masked) = goodbye {
+        if let Some((farewell, masked)) = goodbye {
             // Only the frame that is under way still goes through, and then ours.
             let rest = if self.said_goodbye { 0 } else { self.frames.to_boundary(bytes) };
             let (last, dropped) = bytes.split_at(rest.min(bytes.len()));
             look(&mut self.frames, last);
             self.pending.extend_from_slice(last);
             if !self.said_goodbye && self.frames.at_boundary() {
-                self.pending.extend_from_slice(&going_away(masked));
+                self.pending.extend_from_slice(&close_frame(farewell, masked));
                 self.said_goodbye = true;
             }
             look(&mut self.frames, dropped);
@@ -213,7 +213,7 @@ pub struct Pump<C, U> {
     to_upstream: Direction,
     to_client: Direction,
     listener: Listener,
-    leaving: bool,
+    leaving: Option<Farewell>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -234,17 +234,17 @@ where
         to_client.moved = early.len() as u64;
         to_client.pending = early;
         let to_upstream = Direction::new(listener.wants_content());
-        Self { client, upstream, to_upstream, to_client, listener, leaving: false }
+        Self { client, upstream, to_upstream, to_client, listener, leaving: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
         let Self { client, upstream, to_upstream, to_client, listener, leaving } = self;
         let was_over = to_upstream.is_over() || to_client.is_over();
-        let (masked, plain) = (leaving.then_some(true), leaving.then_some(false));
+        let (masked, plain) = (leaving.map(|why| (why, true)), leaving.map(|why| (why, false)));
         let up = to_upstream.poll(cx, client, upstream, masked, |seen| listener.hear(&seen))?;
         let down = to_client.poll(cx, upstream, client, plain, |_| {})?;
         // The client has heard us and answered: nothing more will come.
-        let parted = *leaving
+        let parted = leaving.is_some()
             && to_client.said_goodbye
             && to_client.pending.is_empty()
             && (to_upstream.saw_close || to_upstream.ended);
@@ -283,16 +283,16 @@ where
 
     /// Runs until both sides have ended, or until `going` resolves; then both get a Close frame, with
     /// a moment to answer. Returns the bytes that were moved.
-    pub async fn run(mut self, going: impl Future<Output = ()>) -> io::Result<u64> {
+    pub async fn run(mut self, going: impl Future<Output = Farewell>) -> io::Result<u64> {
         let ended = tokio::select! {
-            ended = self.until_over() => Some(ended),
-            () = going => None,
+            ended = self.until_over() => Ok(ended),
+            farewell = going => Err(farewell),
         };
         match ended {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(error),
-            None => {
-                self.leaving = true;
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(farewell) => {
+                self.leaving = Some(farewell);
                 let _ = timeout(GOODBYE, self.until_over()).await;
                 let shut = poll_fn(|cx| {
                     let _ = ready!(Pin::new(&mut self.upstream).poll_shutdown(cx));

@@ -306,3 +306,26 @@ async fn attack_26_a_stop_says_goodbye_with_1001() {
     assert_eq!(raw.rest().await, "");
     world.served.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_17_a_lost_right_ends_an_open_websocket() {
+    let world = World::start().await;
+    let upstream = upstream::start(|mut request| async move {
+        request.reply("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+        let (mut read, mut write) = request.stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    world.running(upstream);
+    let mut raw = open(&world, "/ws").await;
+    let message = frame(1, b"ping");
+    raw.tls.write_all(&message).await.unwrap();
+    raw.tls.flush().await.unwrap();
+    assert_eq!(raw.bytes(message.len()).await, message);
+
+    let mut given_away = spec(State::Running, &[upstream]);
+    given_away.access.owner = Some("bob".parse().unwrap());
+    world.set([given_away]);
+    // A Close frame with status 1008, policy violation.
+    assert_eq!(raw.bytes(4).await, [0x88, 2, 0x03, 0xf0]);
+}
