@@ -21,6 +21,9 @@ pub struct Config {
     #[serde(default)]
     pub idle: IdleConfig,
     pub agent: AgentConfig,
+    /// Keys of taints that workloads' pods tolerate: nodes that are kept for them.
+    #[serde(default)]
+    pub tolerate_taints: Vec<String>,
 }
 
 fn urls<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Url>, D::Error> {

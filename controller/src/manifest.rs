@@ -6,10 +6,11 @@ use cluster::{
     labels,
     resources::{App, EnvVar, OnDelete, Resources, SecretMount, WorkloadResource, Workspace},
 };
+use k8s_openapi::ByteString;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::{agent_key, config::AgentConfig};
+use crate::{agent_key, config::Config};
 
 /// Where the agent listens, on the pod's address.
 pub const AGENT_PORT: u16 = 2022;
@@ -91,11 +92,15 @@ pub fn agent_secret(workspace: &Workspace, host_key: &str, gateway_key: &str) ->
         "apiVersion": "v1", "kind": "Secret",
         "metadata": metadata(workspace, &agent_key::secret_name(&workspace.name_any())),
         "type": "Opaque",
-        "stringData": {agent_key::HOST_KEY: host_key, agent_key::AUTHORIZED_KEY: gateway_key},
+        // Not stringData, which the API server never gives back: it would differ at every apply.
+        "data": {
+            agent_key::HOST_KEY: ByteString(host_key.into()),
+            agent_key::AUTHORIZED_KEY: ByteString(gateway_key.into()),
+        },
     })
 }
 
-pub fn stateful_set(workspace: &Workspace, awake: bool, agent: &AgentConfig) -> Value {
+pub fn stateful_set(workspace: &Workspace, awake: bool, config: &Config) -> Value {
     let spec = &workspace.spec;
     let name = workspace.name_any();
     let home = &spec.storage.mount_path;
@@ -133,19 +138,20 @@ pub fn stateful_set(workspace: &Workspace, awake: bool, agent: &AgentConfig) -> 
     container["lifecycle"] = json!({
         "postStart": {"exec": {"command": [program, "agent", "serve", "--detach"]}},
     });
-    let pod = json!({
+    let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": 10,
         "initContainers": [{
             "name": "agent",
-            "image": agent.image,
+            "image": config.agent.image,
             "command": ["dormouse", "agent", "install", "--to", AGENT_FOLDER],
             "volumeMounts": [{"name": "agent", "mountPath": AGENT_FOLDER}],
         }],
         "containers": [container],
         "volumes": volumes,
     });
+    tolerate(&mut pod, config);
     json!({
         "apiVersion": "apps/v1", "kind": "StatefulSet",
         "metadata": metadata(workspace, &name),
@@ -158,7 +164,7 @@ pub fn stateful_set(workspace: &Workspace, awake: bool, agent: &AgentConfig) -> 
     })
 }
 
-pub fn deployment(app: &App, awake: bool) -> Value {
+pub fn deployment(app: &App, awake: bool, config: &Config) -> Value {
     let spec = &app.spec;
     let mut env = vec![pod_ip()];
     env.extend(spec.env.iter().map(env_var));
@@ -170,24 +176,31 @@ pub fn deployment(app: &App, awake: bool) -> Value {
     container["volumeMounts"] = json!(mounts);
     container["ports"] = json!([{"name": "http", "containerPort": spec.port}]);
     container["readinessProbe"] = probe(spec.probe.as_ref().map(|probe| probe.path.as_str()));
+    let mut pod = json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 10,
+        "containers": [container],
+        "volumes": volumes,
+    });
+    tolerate(&mut pod, config);
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": metadata(app, &app.name_any()),
         "spec": {
             "replicas": if awake { spec.replicas } else { 0 },
             "selector": {"matchLabels": selector_of(app)},
-            "template": {
-                "metadata": {"labels": labels_of(app)},
-                "spec": {
-                    "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
-                    "terminationGracePeriodSeconds": 10,
-                    "containers": [container],
-                    "volumes": volumes,
-                },
-            },
+            "template": {"metadata": {"labels": labels_of(app)}, "spec": pod},
         },
     })
+}
+
+fn tolerate(pod: &mut Value, config: &Config) {
+    let keys = config.tolerate_taints.iter();
+    let tolerations: Vec<_> = keys.map(|key| json!({"key": key, "operator": "Exists"})).collect();
+    if !tolerations.is_empty() {
+        pod["tolerations"] = json!(tolerations);
+    }
 }
 
 fn container(image: &str, command: &[String], args: &[String], resources: &Resources) -> Value {
@@ -255,8 +268,12 @@ mod tests {
         .unwrap()
     }
 
-    fn agent() -> AgentConfig {
-        AgentConfig { image: "dormouse".to_owned(), gateway_key: "ssh-ed25519 AAAA".to_owned() }
+    fn config() -> Config {
+        serde_json::from_value(json!({
+            "base_domain": "localhost", "gateways": [], "tolerate_taints": ["dormouse.dev/a"],
+            "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"},
+        }))
+        .unwrap()
     }
 
     /// A misspelt field would be dropped on the way through the typed object.
@@ -293,34 +310,42 @@ mod tests {
             "secrets": [{"name": "s", "mountPath": "/s"}, {"name": "t", "asEnv": true}],
             "resources": {"limits": {"cpu": "1"}}, "storage": {"storageClassName": "fast"},
         }));
-        typed::<StatefulSet>(&stateful_set(&lab, true, &agent()));
+        typed::<StatefulSet>(&stateful_set(&lab, true, &config()));
         typed::<Service>(&service(&lab));
         typed::<PersistentVolumeClaim>(&claim(&lab));
-        typed::<Secret>(&agent_secret(&lab, "private", "public"));
+        let secret: Secret = typed(&agent_secret(&lab, "private", "public"));
+        assert_eq!(secret.data.unwrap()[agent_key::HOST_KEY].0, b"private");
         let app: App = serde_json::from_value(json!({
             "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
             "metadata": {"name": "web", "namespace": "alice", "uid": "u2"},
             "spec": {"owner": "alice", "image": "web", "probe": {"path": "/health"}},
         }))
         .unwrap();
-        typed::<Deployment>(&deployment(&app, true));
+        typed::<Deployment>(&deployment(&app, true, &config()));
         typed::<Service>(&service(&app));
     }
 
     #[test]
     fn asleep_is_zero_replicas_and_the_volume_stays() {
         let lab = workspace(json!({}));
-        let asleep: StatefulSet = typed(&stateful_set(&lab, false, &agent()));
+        let asleep: StatefulSet = typed(&stateful_set(&lab, false, &config()));
         assert_eq!(asleep.spec.unwrap().replicas, Some(0));
-        let awake: StatefulSet = typed(&stateful_set(&lab, true, &agent()));
+        let awake: StatefulSet = typed(&stateful_set(&lab, true, &config()));
         assert_eq!(awake.spec.unwrap().replicas, Some(1));
+    }
+
+    #[test]
+    fn pods_tolerate_the_taints_of_nodes_that_are_kept_for_them() {
+        let lab = stateful_set(&workspace(json!({})), true, &config());
+        let tolerations = &lab["spec"]["template"]["spec"]["tolerations"];
+        assert_eq!(*tolerations, json!([{"key": "dormouse.dev/a", "operator": "Exists"}]));
     }
 
     #[test]
     fn everything_is_owned_but_a_retained_volume() {
         let owned = |manifest: &Value| manifest["metadata"]["ownerReferences"][0]["uid"] == "u1";
         let lab = workspace(json!({}));
-        assert!(owned(&stateful_set(&lab, true, &agent())) && owned(&claim(&lab)));
+        assert!(owned(&stateful_set(&lab, true, &config())) && owned(&claim(&lab)));
         let keep = workspace(json!({"storage": {"onDelete": "Retain"}}));
         assert!(!owned(&claim(&keep)) && owned(&service(&keep)));
     }

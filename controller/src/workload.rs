@@ -162,7 +162,7 @@ impl Reconciled for Workspace {
         let secret = manifest::agent_secret(self, &key.private, &agent.gateway_key);
         apply_one::<Secret>(shared, namespace, &secret).await?;
         apply_one::<PersistentVolumeClaim>(shared, namespace, &manifest::claim(self)).await?;
-        let set = manifest::stateful_set(self, awake, agent);
+        let set = manifest::stateful_set(self, awake, &shared.config);
         let under = apply_one(shared, namespace, &set).await?;
         Ok((under, Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public })))
     }
@@ -185,7 +185,7 @@ impl Reconciled for App {
         namespace: &str,
         awake: bool,
     ) -> Result<(Deployment, Option<AgentStatus>), ReconcileError> {
-        let deployment = manifest::deployment(self, awake);
+        let deployment = manifest::deployment(self, awake, &shared.config);
         Ok((apply_one(shared, namespace, &deployment).await?, None))
     }
 }
@@ -343,14 +343,18 @@ async fn write<W: WorkloadResource>(
     Ok(())
 }
 
+/// Bytes; with a longer note the whole event is refused.
+const NOTE_MAX: usize = 1024;
+
 /// An event for `kubectl describe`. Failing to write one is no reason to fail what it tells of.
 pub async fn announce<W: WorkloadResource>(
     object: &W,
     shared: &Shared,
     reason: &str,
-    note: String,
+    mut note: String,
     warning: bool,
 ) {
+    note.truncate(note.floor_char_boundary(NOTE_MAX));
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },
         reason: reason.to_owned(),
