@@ -71,9 +71,28 @@ pub struct NodeOptions {
     pub api_on_loopback: bool,
     /// DER certificates of the authorities that sign the API server's client certificate.
     pub api_roots: Vec<Vec<u8>>,
+    /// Which pods it takes, where others use the cluster, too: none but these may become processes of this machine.
+    pub only: Option<Only>,
     /// Whether processes of this machine may read logs at the node's endpoint without such a certificate: needed
     /// where the API server's certificate is of an authority that the kubeconfig does not name.
     pub trust_local_peers: bool,
+}
+
+/// The pods that a node is kept for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Only {
+    /// Name and value of a label that they have.
+    pub label: (String, String),
+    /// Key of the node's taint, which they tolerate. A scheduler sends no others, but who tolerates everything, as
+    /// the pods of many DaemonSets do, is still refused for want of the label.
+    pub taint: String,
+}
+
+impl Only {
+    fn takes(&self, pod: &Pod) -> bool {
+        let (name, value) = &self.label;
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get(name)) == Some(value)
+    }
 }
 
 impl NodeOptions {
@@ -92,6 +111,7 @@ impl NodeOptions {
             kubelet_port: 0,
             api_on_loopback,
             api_roots: config.root_cert.clone().unwrap_or_default(),
+            only: None,
             trust_local_peers: true,
         }
     }

@@ -1,7 +1,7 @@
 //! An API server and a node, without scheduler and controllers: tests bind pods themselves.
 
 use devcluster::api::{ApiOptions, ApiServer, serve};
-use devcluster::node::{self, NodeOptions};
+use devcluster::node::{self, NodeOptions, Only};
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
@@ -25,6 +25,8 @@ static RANGES: AtomicU8 = AtomicU8::new(1);
 pub struct Cluster {
     pub client: kube::Client,
     pub data: PathBuf,
+    /// The only pods that the node takes.
+    pub only: Option<Only>,
     config: kube::Config,
     node: Option<(JoinHandle<()>, CancellationToken)>,
     api: Option<(ApiServer, CancellationToken)>,
@@ -59,11 +61,12 @@ impl Cluster {
             .await
             .unwrap();
         let data = dir.path().join("node");
-        Self { client, data, config, node: None, api: Some((api, shutdown)), _dir: dir }
+        Self { client, data, only: None, config, node: None, api: Some((api, shutdown)), _dir: dir }
     }
 
     pub async fn start_node(&mut self) {
-        let options = options(self.data.clone(), &self.config);
+        let mut options = options(self.data.clone(), &self.config);
+        options.only = self.only.clone();
         let shutdown = CancellationToken::new();
         let (client, token) = (self.client.clone(), shutdown.clone());
         let task = tokio::spawn(async move { node::run(client, options, token).await.unwrap() });

@@ -1,6 +1,8 @@
 //! Pods, from the API to processes and back.
 
 use super::cluster::{Cluster, condition, is_ready, processes_in};
+use devcluster::node::Only;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, LogParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -362,5 +364,34 @@ async fn claims_are_provisioned_on_the_nodes_disk_and_removed() {
         });
     tokio::time::timeout(super::cluster::PATIENCE, gone).await.unwrap().unwrap();
     assert!(!folder.exists());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_kept_for_some_pods_starts_no_others() {
+    let mut cluster = Cluster::without_node().await;
+    let label = ("app".to_owned(), "wanted".to_owned());
+    cluster.only = Some(Only { label, taint: "example.org/kept".to_owned() });
+    let pod = || json!({"containers": [shell("main", &format!("touch /work/ran; {OBEY}"))]});
+    cluster.create("unwanted", pod()).await;
+    cluster.create("wanted", pod()).await;
+    cluster.start_node().await;
+
+    let refused =
+        cluster.until("unwanted", "refused", |pod| pod["status"]["phase"] == "Failed").await;
+    assert_eq!(refused["status"]["reason"], "NotForThisNode");
+    assert!(first(&refused)["state"]["waiting"].is_object(), "it has not begun: {refused}");
+    cluster.until_event("unwanted", "NotForThisNode").await;
+    cluster.until_ready("wanted").await;
+    cluster.delete("unwanted").await;
+
+    // The taint is set on a node that was there already, once, and beside others.
+    cluster.stop_node().await;
+    cluster.start_node().await;
+    let node = Api::<Node>::all(cluster.client.clone()).get(super::cluster::NODE).await.unwrap();
+    let taints = serde_json::to_value(node.spec.unwrap().taints).unwrap();
+    let ours =
+        |taint: &&Value| taint["key"] == "example.org/kept" && taint["effect"] == "NoSchedule";
+    assert_eq!(taints.as_array().unwrap().iter().filter(ours).count(), 1, "{taints}");
     cluster.stop().await;
 }

@@ -7,8 +7,8 @@ use super::{NodeError, NodeOptions};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    ObjectReference,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ObjectReference, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -36,6 +36,8 @@ pub struct Registration {
     name: String,
     uid: String,
     labels: BTreeMap<String, String>,
+    /// Key of the taint that the node is to have.
+    taint: Option<String>,
     has_range: bool,
 }
 
@@ -78,6 +80,7 @@ impl Registration {
             name: options.name.clone(),
             uid: String::new(),
             labels,
+            taint: options.only.as_ref().map(|only| only.taint.clone()),
             has_range: false,
         };
         loop {
@@ -105,8 +108,15 @@ impl Registration {
     async fn ensure(&mut self) -> kube::Result<()> {
         let nodes = self.nodes();
         let node = match in_time(nodes.get_opt(&self.name)).await? {
-            Some(_) => {
-                let patch = json!({"metadata": {"labels": self.labels}});
+            Some(old) => {
+                let mut patch = json!({"metadata": {"labels": self.labels}});
+                let taints = old.spec.and_then(|spec| spec.taints).unwrap_or_default();
+                if let Some(taint) = self.taint(&taints) {
+                    // The whole list is written, so nobody may have changed it meanwhile.
+                    patch["metadata"]["resourceVersion"] = json!(old.metadata.resource_version);
+                    patch["spec"] =
+                        json!({"taints": taints.into_iter().chain([taint]).collect::<Vec<_>>()});
+                }
                 in_time(nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)))
                     .await?
             }
@@ -116,13 +126,24 @@ impl Registration {
                     labels: Some(self.labels.clone()),
                     ..ObjectMeta::default()
                 };
-                let node = Node { metadata, ..Node::default() };
+                let taints = self.taint(&[]).map(|taint| vec![taint]);
+                let spec = NodeSpec { taints, ..NodeSpec::default() };
+                let node = Node { metadata, spec: Some(spec), status: None };
                 in_time(nodes.create(&PostParams::default(), &node)).await?
             }
         };
         self.has_range = range(&node).is_some();
         self.uid = node.metadata.uid.unwrap_or_default();
         Ok(())
+    }
+
+    /// The node's taint, if it is not among those that it has.
+    fn taint(&self, has: &[Taint]) -> Option<Taint> {
+        let effect = "NoSchedule";
+        let key = self.taint.as_ref()?;
+        let there = has.iter().any(|taint| &taint.key == key && taint.effect == effect);
+        let taint = Taint { key: key.clone(), effect: effect.to_owned(), ..Taint::default() };
+        (!there).then_some(taint)
     }
 
     /// Whether the node has its range of pod addresses already.

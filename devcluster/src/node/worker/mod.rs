@@ -25,6 +25,8 @@ const VANISHED_GRACE: Duration = Duration::from_secs(1);
 /// How long the last status may take when the node stops: its API server may be stopping, too.
 const LAST_WORD: Duration = Duration::from_secs(3);
 const LAST_WORD_RETRY: Duration = Duration::from_millis(100);
+/// Why a pod fails that the node does not take.
+const NOT_FOR_THIS_NODE: &str = "NotForThisNode";
 /// How often the files of secrets and config maps are brought up to date.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -64,7 +66,9 @@ impl Worker {
         let deleted = self.reporter.pod.metadata.deletion_timestamp.is_some();
         let over = final_phase(&self.reporter.pod).is_some();
         let mut drive = None;
-        if !deleted && !over {
+        if !over && !self.is_for_this_node() {
+            self.refuse();
+        } else if !deleted && !over {
             let drive_parts =
                 Drive::new(self.ctx.clone(), self.shared.clone(), self.stop.subscribe());
             drive = Some(tokio::spawn(drive_parts.run()));
@@ -132,6 +136,26 @@ impl Worker {
                 "the API server did not take the last status"
             );
         }
+    }
+
+    fn is_for_this_node(&self) -> bool {
+        self.ctx.options.only.as_ref().is_none_or(|only| only.takes(&self.reporter.pod))
+    }
+
+    /// The pod fails without having begun.
+    fn refuse(&self) {
+        let message =
+            "This node runs pods as processes of its machine, and only those that it is kept for.";
+        self.ctx.recorder.report(
+            self.shared.reference(None),
+            Severity::Warning,
+            NOT_FOR_THIS_NODE,
+            message.to_owned(),
+        );
+        self.shared.update(|model| {
+            model.failure =
+                Some(Failure { reason: NOT_FOR_THIS_NODE.to_owned(), message: message.to_owned() });
+        });
     }
 
     fn is_gone(&self) -> bool {
