@@ -211,8 +211,23 @@ async fn reconcile<W: Reconciled>(
     }
 
     let asleep = object.is_asleep();
-    apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
-    let (under, agent) = object.apply(shared, namespace, !asleep).await?;
+    let applied = async {
+        apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
+        object.apply(shared, namespace, !asleep).await
+    };
+    let (under, agent) = match applied.await {
+        Ok(applied) => applied,
+        Err(error) => {
+            if let Some(message) = refusal(&error) {
+                let told = Told { phase: Phase::Failed, message: Some(message), progress: None };
+                let counts = (before.replicas, before.ready_replicas);
+                let agent = before.agent.clone();
+                let after = status(object, &before, told, counts, agent, shared, Timestamp::now());
+                write(object, &before, &after, shared).await?;
+            }
+            return Err(error);
+        }
+    };
     let counts = W::counts(&under);
     let (replicas, ready) = (counts.replicas, counts.ready(before.phase));
     let waiting = !asleep && object.replicas() > 0 && ready == 0;
@@ -226,6 +241,19 @@ async fn reconcile<W: Reconciled>(
     let after = status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
     write(object, &before, &after, shared).await?;
     Ok(Action::await_change())
+}
+
+/// What to tell the person whose workload the API server finds wrong, or its rules forbid; `None` for what may
+/// pass by itself.
+fn refusal(error: &ReconcileError) -> Option<String> {
+    match error {
+        ReconcileError::Kube(kube::Error::Api(status))
+            if matches!(status.code, 400 | 403 | 422) =>
+        {
+            Some(format!("The cluster refuses it: {}", status.message))
+        }
+        _ => None,
+    }
 }
 
 impl Stores {
@@ -372,6 +400,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_is_told_and_a_conflict_is_not() {
+        let answer = |code| {
+            let status = json!({"code": code, "message": "no such amount", "status": "Failure"});
+            let status = serde_json::from_value::<kube::core::Status>(status).unwrap();
+            ReconcileError::Kube(kube::Error::Api(Box::new(status)))
+        };
+        let told = refusal(&answer(422)).unwrap();
+        assert_eq!(told, "The cluster refuses it: no such amount");
+        for passing in [404, 409, 429, 500, 503] {
+            assert_eq!(refusal(&answer(passing)), None, "{passing}");
+        }
+    }
 
     #[test]
     fn pods_from_before_a_wake_are_not_ready_for_it() {
