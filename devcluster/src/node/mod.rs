@@ -49,6 +49,10 @@ use worker::{View, Worker};
 
 /// How long the control plane may take to give the node a range of addresses for its pods.
 const POD_CIDR_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the machine may take to route that range to itself: whoever sets up the route may learn of the range as
+/// late as the node does.
+const ROUTE_PATIENCE: Duration = Duration::from_secs(10);
+const ROUTE_RETRY: Duration = Duration::from_millis(250);
 /// How long processes of an earlier life may take to end by themselves.
 const LEFTOVER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -167,7 +171,10 @@ pub async fn run(
         () = shutdown.cancelled() => return Ok(()),
     };
     let host_ip = node_address(&options, cidr);
-    let range = usable(cidr, host_ip);
+    let range = tokio::select! {
+        range = usable(cidr, host_ip) => range,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let server = server::Server::bind(host_ip, options.kubelet_port, &options.name).await;
     let listen =
         |error| NodeError::Listen { address: format!("{host_ip}:{}", options.kubelet_port), error };
@@ -231,10 +238,16 @@ fn node_address(options: &NodeOptions, cidr: Option<Cidr>) -> IpAddr {
 }
 
 /// The range that pods get addresses from, if this machine takes connections there.
-fn usable(cidr: Option<Cidr>, node: IpAddr) -> Option<Cidr> {
+async fn usable(cidr: Option<Cidr>, node: IpAddr) -> Option<Cidr> {
     match cidr {
-        Some(cidr) if cidr.is_local() => Some(cidr),
-        Some(_) => {
+        Some(cidr) => {
+            let deadline = tokio::time::Instant::now() + ROUTE_PATIENCE;
+            while tokio::time::Instant::now() < deadline {
+                if cidr.is_local() {
+                    return Some(cidr);
+                }
+                tokio::time::sleep(ROUTE_RETRY).await;
+            }
             tracing::warn!(address = %node, "this machine does not route spec.podCIDR locally: pods share the node's address");
             None
         }
