@@ -51,7 +51,8 @@ test('an untouched workspace falls asleep: its process is gone, its files are th
   await lab.reaches('Sleeping', ASLEEP_WITHIN);
   t.diagnostic(`asleep ${((Date.now() - left) / 1000).toFixed(1)} s after the last touch`);
   await until('JupyterLab\'s process to be gone', () => jupyter().length === 0, { within: 15_000 });
-  assert.deepEqual(await podsOf(instance, await resource(instance, 'Workspace', 'lab')), []);
+  const object = await resource(instance, 'Workspace', 'lab');
+  await until('its pod to be gone', async () => (await podsOf(instance, object)).length === 0, { within: 15_000 });
   assert.equal(find(instance.dataDir, kept).length, 1, `${kept} is on the volume`);
 });
 
@@ -95,7 +96,10 @@ test('ssh into a sleeping workspace prints progress and succeeds', { ...withLab,
   const { code, stdout, stderr, seconds } = await alice.exec(`cat ${kept}`, { within: 90_000 });
   assert.equal(code, 0, stderr);
   assert.equal(stdout, 'still here\n', 'progress is not in the output');
-  assert.notEqual(stderr.trim(), '', 'progress on standard error');
+  const order = ['requested', 'scheduled', 'starting', 'almost ready'];
+  const steps = [...stderr.matchAll(/\.\.\. (requested|scheduled|starting|almost ready):/g)].map(([, step]) => order.indexOf(step));
+  assert.ok(steps.length > 0, `progress on standard error: ${stderr}`);
+  assert.deepEqual(steps, steps.toSorted((one, other) => one - other), `progress never goes back: ${stderr}`);
   t.diagnostic(`${seconds.toFixed(1)} s; ${stderr.trim().split(/\r?\n/).join(' / ')}`);
 });
 
