@@ -1,0 +1,536 @@
+//! One provider: what it publishes, fetched when it is first needed, and the code flow with it.
+
+use std::{borrow::Cow, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration};
+
+use anyhow::Context;
+use openidconnect::{
+    AccessTokenHash, AdditionalClaims, AdditionalProviderMetadata, AuthType, AuthorizationCode,
+    ClaimsVerificationError, Client, ClientId, ClientSecret, CsrfToken, EmptyExtraTokenFields,
+    EndSessionUrl, EndpointMaybeSet, EndpointNotSet, EndpointSet, IdToken, IdTokenFields,
+    IdTokenVerifier, IssuerUrl, LoginHint, Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier,
+    ProviderMetadata, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError,
+    StandardErrorResponse, StandardTokenResponse, TokenResponse,
+    core::{
+        CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClaimName, CoreClaimType,
+        CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim, CoreGrantType,
+        CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm,
+        CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreRevocableToken,
+        CoreRevocationErrorResponse, CoreSubjectIdentifierType, CoreTokenIntrospectionResponse,
+        CoreTokenType,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use url::{Host, Url};
+
+use super::{
+    config::ProviderConfig,
+    fetch::{Fetch, FetchError},
+    profile::{self, Claims, Profile, ProfileError},
+};
+use crate::issuer::Issuer;
+
+/// What a provider publishes is asked for again after this long.
+const FRESH: Duration = Duration::from_secs(3600);
+/// A provider that failed is not asked again for this long: many may be waiting to sign in.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Keys that a token names and we do not know are asked for at most this often.
+const KEYS_AGAIN: Duration = Duration::from_secs(10);
+/// How far a provider's clock may be from ours, in seconds.
+const LEEWAY: i64 = 60;
+
+/// Asymmetric signatures only: nobody but the provider can make them.
+const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha256,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha384,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha512,
+    CoreJwsSigningAlgorithm::EcdsaP256Sha256,
+    CoreJwsSigningAlgorithm::EcdsaP384Sha384,
+    CoreJwsSigningAlgorithm::EdDsa,
+];
+
+/// Claims that OpenID Connect gives no meaning.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct OtherClaims(Map<String, Value>);
+
+impl AdditionalClaims for OtherClaims {}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct OtherMetadata {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end_session_endpoint: Option<EndSessionUrl>,
+    /// RFC 9207, section 3.
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
+}
+
+impl AdditionalProviderMetadata for OtherMetadata {}
+
+type Metadata = ProviderMetadata<
+    OtherMetadata,
+    CoreAuthDisplay,
+    CoreClientAuthMethod,
+    CoreClaimName,
+    CoreClaimType,
+    CoreGrantType,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJweKeyManagementAlgorithm,
+    CoreJsonWebKey,
+    CoreResponseMode,
+    CoreResponseType,
+    CoreSubjectIdentifierType,
+>;
+
+type Fields = IdTokenFields<
+    OtherClaims,
+    EmptyExtraTokenFields,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJwsSigningAlgorithm,
+>;
+
+type UpstreamIdToken = IdToken<
+    OtherClaims,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJwsSigningAlgorithm,
+>;
+
+type UpstreamClient = Client<
+    OtherClaims,
+    CoreAuthDisplay,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJsonWebKey,
+    CoreAuthPrompt,
+    StandardErrorResponse<CoreErrorResponseType>,
+    StandardTokenResponse<Fields, CoreTokenType>,
+    CoreTokenIntrospectionResponse,
+    CoreRevocableToken,
+    CoreRevocationErrorResponse,
+    EndpointSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointMaybeSet,
+    EndpointMaybeSet,
+>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It does not answer, or with an error of its own.
+    #[error("the provider does not answer: {0}")]
+    Down(String),
+    /// It answered, and not as it should: its settings or ours are wrong.
+    #[error("the provider's answer is of no use: {0}")]
+    Unusable(String),
+    /// The code was not taken.
+    #[error("the provider refused the code: {0}")]
+    Refused(String),
+    /// What it sent is not proven to be for us, now, and about this sign-in.
+    #[error("the answer could not be verified: {0}")]
+    Unverified(String),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+/// What a sign-in asks of the provider.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub state: &'a str,
+    pub nonce: &'a str,
+    /// The PKCE verifier (RFC 7636).
+    pub verifier: &'a str,
+}
+
+/// Somebody who signed in at the provider, verified.
+#[derive(Debug)]
+pub struct SignedIn {
+    pub subject: String,
+    pub profile: Profile,
+    /// For signing out there: a hint, and no credential with us.
+    pub id_token: String,
+    /// Seconds since the epoch, if the provider says.
+    pub auth_time: Option<i64>,
+}
+
+pub struct Provider {
+    pub config: ProviderConfig,
+    issuer: IssuerUrl,
+    redirect_uri: RedirectUrl,
+    return_uri: String,
+    secret: Option<ClientSecret>,
+    fetch: Fetch,
+    known: Mutex<Known>,
+    /// Held by whoever asks, so that the others wait for the same answer.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    published: Option<Arc<Published>>,
+    failed: Option<(Instant, String)>,
+}
+
+/// What the provider published, and a client made of it.
+struct Published {
+    metadata: Metadata,
+    client: UpstreamClient,
+    at: Instant,
+}
+
+impl Provider {
+    pub(super) fn new(config: ProviderConfig, ours: &Issuer) -> anyhow::Result<Self> {
+        let id = &config.id;
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        anyhow::ensure!(
+            (1..=40).contains(&id.len()) && id.bytes().all(plain),
+            "the provider id `{id}` must be of lower-case letters, digits and hyphens"
+        );
+        let url = Url::parse(&config.issuer).ok();
+        anyhow::ensure!(
+            url.as_ref().is_some_and(is_protected),
+            "the issuer of provider `{id}` must be an https address"
+        );
+        let secret = match &config.client_secret_file {
+            Some(file) => Some(ClientSecret::new(
+                runtime::secret::read(file).with_context(|| format!("provider `{id}`"))?,
+            )),
+            None => None,
+        };
+        let http = runtime::http::client(config.ca_file.as_deref())
+            .with_context(|| format!("provider `{id}`"))?;
+        Ok(Self {
+            issuer: IssuerUrl::new(config.issuer.clone())?,
+            redirect_uri: RedirectUrl::new(ours.at(&format!("{}{id}", super::RETURN)))?,
+            return_uri: ours.at("/sign-out"),
+            secret,
+            fetch: Fetch(http),
+            known: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+            config,
+        })
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it published within the last `age`; else asks it. What was known before serves when
+    /// it does not answer.
+    async fn published(&self, age: Duration) -> Result<Arc<Published>, UpstreamError> {
+        if let Some(answer) = self.remembered(age) {
+            return answer;
+        }
+        let _asking = self.asking.lock().await;
+        // Somebody else may have asked meanwhile.
+        if let Some(answer) = self.remembered(age) {
+            return answer;
+        }
+        let asked = Box::pin(self.discover()).await;
+        let mut known = self.known();
+        match asked {
+            Ok(published) => {
+                let published = Arc::new(published);
+                *known = Known { published: Some(published.clone()), failed: None };
+                Ok(published)
+            }
+            Err(error) => {
+                let text = error.to_string();
+                tracing::warn!(provider = %self.config.id, error = %text, "discovery failed");
+                known.failed = Some((Instant::now(), text));
+                known.published.clone().ok_or(error)
+            }
+        }
+    }
+
+    fn remembered(&self, age: Duration) -> Option<Result<Arc<Published>, UpstreamError>> {
+        let known = self.known();
+        if let Some(published) = known.published.as_ref().filter(|p| p.at.elapsed() < age) {
+            return Some(Ok(published.clone()));
+        }
+        let (at, text) = known.failed.as_ref()?;
+        if at.elapsed() >= PAUSE {
+            return None;
+        }
+        Some(known.published.clone().ok_or_else(|| UpstreamError::Down(text.clone())))
+    }
+
+    async fn discover(&self) -> Result<Published, UpstreamError> {
+        let metadata = Metadata::discover_async(self.issuer.clone(), &self.fetch).await;
+        let metadata = metadata.map_err(|error| {
+            use openidconnect::DiscoveryError::{Request, Response};
+            let down = match &error {
+                Request(_) => true,
+                Response(status, ..) => status.is_server_error(),
+                _ => false,
+            };
+            let text = runtime::http::whole(&error);
+            if down { UpstreamError::Down(text) } else { UpstreamError::Unusable(text) }
+        })?;
+        if metadata.token_endpoint().is_none() {
+            return Err(UpstreamError::Unusable("it has no token endpoint".to_owned()));
+        }
+        let others = [
+            Some(metadata.authorization_endpoint().url()),
+            metadata.token_endpoint().map(|url| url.url()),
+            metadata.userinfo_endpoint().map(|url| url.url()),
+            Some(metadata.jwks_uri().url()),
+        ];
+        if !others.into_iter().flatten().all(is_protected) {
+            return Err(UpstreamError::Unusable("an endpoint is not https".to_owned()));
+        }
+        // What the specification takes for granted when nothing is said.
+        let methods = metadata.token_endpoint_auth_methods_supported();
+        let basic =
+            methods.is_none_or(|all| all.contains(&CoreClientAuthMethod::ClientSecretBasic));
+        let client = UpstreamClient::from_provider_metadata(
+            metadata.clone(),
+            ClientId::new(self.config.client_id.clone()),
+            self.secret.clone(),
+        )
+        .set_redirect_uri(self.redirect_uri.clone())
+        .set_auth_type(if basic { AuthType::BasicAuth } else { AuthType::RequestBody });
+        Ok(Published { metadata, client, at: Instant::now() })
+    }
+
+    /// Where to send the browser. With `again`, even somebody who is signed in there has to prove
+    /// who they are.
+    pub async fn authorize_url(
+        &self,
+        ask: Ask<'_>,
+        again: bool,
+        login_hint: Option<&str>,
+    ) -> Result<Url, UpstreamError> {
+        let published = self.published(FRESH).await?;
+        let verifier = PkceCodeVerifier::new(ask.verifier.to_owned());
+        let scopes = self.config.scopes.iter().filter(|scope| *scope != "openid");
+        let (state, nonce) = (ask.state.to_owned(), ask.nonce.to_owned());
+        let request = published
+            .client
+            .authorize_url(
+                CoreAuthenticationFlow::AuthorizationCode,
+                move || CsrfToken::new(state),
+                move || Nonce::new(nonce),
+            )
+            .set_redirect_uri(Cow::Borrowed(&self.redirect_uri))
+            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier))
+            .add_scopes(scopes.cloned().map(Scope::new));
+        let request = match again {
+            true => request.add_prompt(CoreAuthPrompt::Login).set_max_age(Duration::ZERO),
+            false => request,
+        };
+        let request = match login_hint {
+            Some(hint) => request.set_login_hint(LoginHint::new(hint.to_owned())),
+            None => request,
+        };
+        Ok(request.url().0)
+    }
+
+    /// True when the response's `iss` is this provider (RFC 9207, section 2.4): a code of another
+    /// is never sent to this one's token endpoint.
+    pub async fn is_issuer(&self, iss: Option<&str>) -> Result<bool, UpstreamError> {
+        match iss {
+            Some(iss) => Ok(iss == self.config.issuer),
+            None => {
+                let published = self.published(FRESH).await?;
+                let other = published.metadata.additional_metadata();
+                Ok(!other.authorization_response_iss_parameter_supported)
+            }
+        }
+    }
+
+    /// Redeems the code and verifies what comes for it (OpenID Connect Core, section 3.1.3.7).
+    pub async fn redeem(&self, code: &str, ask: Ask<'_>) -> Result<SignedIn, UpstreamError> {
+        let published = self.published(FRESH).await?;
+        let tokens = published
+            .client
+            .exchange_code(AuthorizationCode::new(code.to_owned()))
+            .map_err(|error| UpstreamError::Unusable(error.to_string()))?
+            .set_pkce_verifier(PkceCodeVerifier::new(ask.verifier.to_owned()))
+            .request_async(&self.fetch)
+            .await
+            .map_err(token_error)?;
+        let id_token = tokens
+            .id_token()
+            .ok_or_else(|| UpstreamError::Unusable("it sent no ID token".to_owned()))?;
+        let nonce = Nonce::new(ask.nonce.to_owned());
+        let verified = match verify(&published, id_token, &tokens, &nonce) {
+            Err(Failure::UnknownKey) => {
+                let published = self.published(KEYS_AGAIN).await?;
+                verify(&published, id_token, &tokens, &nonce)
+            }
+            other => other,
+        };
+        let mut verified = verified.map_err(|failure| match failure {
+            Failure::UnknownKey => UpstreamError::Unverified("signed by an unknown key".to_owned()),
+            Failure::Other(text) => UpstreamError::Unverified(text),
+        })?;
+        if profile::is_incomplete(&self.config, &verified.claims)
+            && published.metadata.userinfo_endpoint().is_some()
+        {
+            let more = self.userinfo(&published, &tokens, &verified.subject).await?;
+            // What was signed counts more.
+            for (name, value) in more {
+                verified.claims.entry(name).or_insert(value);
+            }
+        }
+        Ok(SignedIn {
+            profile: profile::read(&self.config, &verified.claims)?,
+            subject: verified.subject,
+            id_token: id_token.to_string(),
+            auth_time: verified.auth_time,
+        })
+    }
+
+    async fn userinfo(
+        &self,
+        published: &Published,
+        tokens: &StandardTokenResponse<Fields, CoreTokenType>,
+        subject: &str,
+    ) -> Result<Claims, UpstreamError> {
+        // The subject must be the ID token's (OpenID Connect Core, section 5.3.2).
+        let subject = openidconnect::SubjectIdentifier::new(subject.to_owned());
+        let request = published
+            .client
+            .user_info(tokens.access_token().clone(), Some(subject))
+            .map_err(|error| UpstreamError::Unusable(error.to_string()))?;
+        let info: openidconnect::UserInfoClaims<OtherClaims, CoreGenderClaim> =
+            request.request_async(&self.fetch).await.map_err(|error| match error {
+                openidconnect::UserInfoError::Request(error) => {
+                    UpstreamError::Down(error.to_string())
+                }
+                other => UpstreamError::Unverified(runtime::http::whole(&other)),
+            })?;
+        Ok(object(&info))
+    }
+
+    /// Where a browser ends its session at the provider (OpenID Connect RP-Initiated Logout 1.0),
+    /// as far as is known without asking it.
+    pub fn sign_out_url(&self, id_token: &str) -> Option<String> {
+        let published = self.known().published.clone()?;
+        let end = published.metadata.additional_metadata().end_session_endpoint.as_ref()?;
+        if !self.config.offer_sign_out || !is_protected(end.url()) {
+            return None;
+        }
+        let mut url = end.url().clone();
+        url.query_pairs_mut()
+            .append_pair("id_token_hint", id_token)
+            .append_pair("client_id", &self.config.client_id)
+            .append_pair("post_logout_redirect_uri", &self.return_uri);
+        Some(url.into())
+    }
+}
+
+struct Verified {
+    subject: String,
+    auth_time: Option<i64>,
+    claims: Claims,
+}
+
+enum Failure {
+    UnknownKey,
+    Other(String),
+}
+
+impl From<SignatureVerificationError> for Failure {
+    fn from(error: SignatureVerificationError) -> Self {
+        match error {
+            SignatureVerificationError::NoMatchingKey => Self::UnknownKey,
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+fn verify(
+    published: &Published,
+    id_token: &UpstreamIdToken,
+    tokens: &StandardTokenResponse<Fields, CoreTokenType>,
+    nonce: &Nonce,
+) -> Result<Verified, Failure> {
+    let verifier: IdTokenVerifier<'_, CoreJsonWebKey> =
+        published.client.id_token_verifier().set_allowed_algs(ALGORITHMS);
+    let claims = id_token.claims(&verifier, nonce).map_err(|error| match error {
+        ClaimsVerificationError::SignatureVerification(error) => error.into(),
+        other => Failure::Other(other.to_string()),
+    })?;
+    if let Some(expected) = claims.access_token_hash() {
+        let key = id_token.signing_key(&verifier)?;
+        let actual =
+            AccessTokenHash::from_token(tokens.access_token(), id_token.signing_alg()?, key)
+                .map_err(|error| Failure::Other(error.to_string()))?;
+        if actual != *expected {
+            return Err(Failure::Other("the access token belongs to another ID token".to_owned()));
+        }
+    }
+    Ok(Verified {
+        subject: claims.subject().as_str().to_owned(),
+        auth_time: claims.auth_time().map(|time| time.timestamp()),
+        claims: object(claims),
+    })
+}
+
+fn object(claims: &impl Serialize) -> Claims {
+    match serde_json::to_value(claims) {
+        Ok(Value::Object(claims)) => claims,
+        _ => Claims::new(),
+    }
+}
+
+fn token_error(
+    error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>,
+) -> UpstreamError {
+    match error {
+        RequestTokenError::ServerResponse(error) => {
+            UpstreamError::Refused(error.error().to_string())
+        }
+        RequestTokenError::Request(error) => UpstreamError::Down(error.to_string()),
+        // Not the body: it may hold tokens.
+        RequestTokenError::Parse(..) => UpstreamError::Unusable("no token response".to_owned()),
+        RequestTokenError::Other(text) => UpstreamError::Unusable(text),
+    }
+}
+
+impl SignedIn {
+    /// False when the provider says that the person signed in before they were asked to.
+    pub fn is_after(&self, asked_at: i64) -> bool {
+        self.auth_time.is_none_or(|time| time.saturating_add(LEEWAY) >= asked_at)
+    }
+}
+
+/// Nobody on the way can read or change it: https, or this very machine.
+fn is_protected(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "https" || (url.scheme() == "http" && loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_protected_is_asked() {
+        for good in
+            ["https://id.example.com", "http://127.0.0.1:9", "http://[::1]/", "http://localhost:1"]
+        {
+            assert!(is_protected(&good.parse().unwrap()), "{good}");
+        }
+        for bad in [
+            "http://id.example.com",
+            "http://localhost.evil.example",
+            "file:///x",
+            "http://10.0.0.1",
+        ] {
+            assert!(!is_protected(&bad.parse().unwrap()), "{bad}");
+        }
+    }
+}
