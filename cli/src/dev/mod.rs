@@ -85,38 +85,25 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Three ends, in this order: the services, then the pods, then the API server.
     let stop = CancellationToken::new();
     runtime::shutdown::on_signals(stop.clone()).context("signals cannot be handled")?;
-    let starting = Box::pin(start(&options, &place, https, ssh, &stop));
-    let (cluster_side, services) = tokio::select! {
-        started = starting => started?,
-        () = stop.cancelled() => return Ok(()),
+    let cluster_side = ClusterSide::start(options.kubeconfig.as_deref(), &place).await?;
+    let starting = Box::pin(start_services(&options, &place, https, ssh, &stop, &cluster_side));
+    let started = tokio::select! {
+        started = starting => started.map(Some),
+        () = stop.cancelled() => Ok(None),
     };
-    let ended = services.ended().await;
+    let ended = match started {
+        Ok(Some(services)) => services.ended().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    // Whatever came of it, no process is left behind.
+    stop.cancel();
     tracing::info!("stopping the workloads");
     cluster_side.end().await;
     ended
 }
 
-/// Brings everything up, in the order in which things need each other.
-async fn start(
-    options: &Options,
-    place: &Place,
-    https: TcpListener,
-    ssh: TcpListener,
-    stop: &CancellationToken,
-) -> anyhow::Result<(ClusterSide, services::Services)> {
-    let cluster_side = ClusterSide::start(options.kubeconfig.as_deref(), place).await?;
-    let result = start_services(options, place, https, ssh, stop, &cluster_side).await;
-    match result {
-        Ok(services) => Ok((cluster_side, services)),
-        Err(error) => {
-            // Whatever was started is stopped: no process is left behind.
-            stop.cancel();
-            cluster_side.end().await;
-            Err(error)
-        }
-    }
-}
-
+/// Brings the services up, in the order in which things need each other.
 async fn start_services(
     options: &Options,
     place: &Place,
@@ -134,8 +121,8 @@ async fn start_services(
         services::start(options, place, &addresses, client.clone(), https, ssh, stop).await?;
     let created = workloads::ensure(&client).await?;
     services.wait_until_healthy().await?;
-    let kinds = workloads::wait_until_settled(&client, &created).await;
-    ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &kinds)?;
+    workloads::wait_until_settled(&client, &created).await;
+    ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &created)?;
     Ok(services)
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use domain::workload::WorkloadKind;
+use domain::workload::{WorkloadKind, WorkloadRef};
 use serde_json::{Value, json};
 
-use super::{Options, people::Credentials, place::Place, services::Addresses, workloads::Created};
+use super::{Options, people::Credentials, place::Place, services::Addresses};
 
 /// A file left by an earlier run would say "ready" too early.
 pub fn remove(file: &Path) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub fn announce(
     place: &Place,
     kubeconfig: &Path,
     people: &[Credentials],
-    workloads: &[Created],
+    workloads: &[WorkloadRef],
 ) -> anyhow::Result<()> {
     let ca = place.path("tls/ca.pem");
     let kubeconfig = std::path::absolute(kubeconfig).unwrap_or_else(|_| kubeconfig.to_owned());
@@ -40,7 +40,7 @@ pub fn announce(
         "users": people,
         "workloads": workloads
             .iter()
-            .map(|created| entry(created, &options.base_domain, addresses))
+            .map(|workload| entry(workload, &options.base_domain, addresses))
             .collect::<Vec<_>>(),
     });
     // Whole or not at all, and private: it holds tokens.
@@ -48,21 +48,20 @@ pub fn announce(
     Ok(())
 }
 
-fn url(created: &Created, base_domain: &str, addresses: &Addresses) -> String {
+/// Not taken from the workload's status, which an earlier run on other ports may have written.
+fn url(workload: &WorkloadRef, base_domain: &str, addresses: &Addresses) -> String {
     let port = addresses.https.port();
     let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let made = || format!("https://{}.{base_domain}{port}/", created.workload.host_label());
-    created.url.clone().unwrap_or_else(made)
+    format!("https://{}.{base_domain}{port}/", workload.host_label())
 }
 
-fn entry(created: &Created, base_domain: &str, addresses: &Addresses) -> Value {
-    let workload = &created.workload;
+fn entry(workload: &WorkloadRef, base_domain: &str, addresses: &Addresses) -> Value {
     let ssh = workload.kind == WorkloadKind::Workspace;
     json!({
         "kind": workload.kind,
         "name": workload.name,
         "project": workload.project,
-        "url": url(created, base_domain, addresses),
+        "url": url(workload, base_domain, addresses),
         "ssh_user": ssh.then(|| workload.name.to_string()),
     })
 }
@@ -72,25 +71,25 @@ fn print_summary(
     ca: &Path,
     kubeconfig: &Path,
     people: &[Credentials],
-    workloads: &[Created],
+    workloads: &[WorkloadRef],
     options: &Options,
 ) {
     println!("\nDormouse is up.\n\n  Open       {}", addresses.portal);
     for person in people {
         println!("  Sign in    {} with password {}", person.name, person.password);
     }
-    for created in workloads {
+    for workload in workloads {
         println!(
             "  {:<10} {}",
-            created.workload.name.as_str(),
-            url(created, &options.base_domain, addresses)
+            workload.name.as_str(),
+            url(workload, &options.base_domain, addresses)
         );
     }
-    if let Some(lab) = workloads.iter().find(|w| w.workload.kind == WorkloadKind::Workspace) {
+    if let Some(lab) = workloads.iter().find(|w| w.kind == WorkloadKind::Workspace) {
         println!(
             "  SSH        ssh -p {} {}@127.0.0.1   (password: a token of the person)",
             addresses.ssh.port(),
-            lab.workload.name,
+            lab.name,
         );
     }
     println!("  kubectl    kubectl --kubeconfig {} get workspaces,apps -A", kubeconfig.display());

@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{Options, place::Place};
+use super::{Options, cluster_side::TAINT, place::Place};
 use crate::service::{self, IssuerSettings, run_with_admin};
 
 /// The longest a service may take until it is ready.
@@ -237,6 +237,7 @@ pub async fn start(
             "gather_every": humantime::format_duration(gather).to_string(),
         },
         "agent": {"image": "dormouse", "gateway_key": keys.client},
+        "tolerate_taints": options.kubeconfig.as_ref().map_or_else(Vec::new, |_| vec![TAINT]),
     }))?;
     let http = runtime::http::client(None)?;
     let serving = controller::serve(config, client, http, controller.ctx.clone());

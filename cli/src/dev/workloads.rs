@@ -12,19 +12,14 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 const PROJECT: &str = "alice";
+const SERVED_WITHIN: Duration = Duration::from_secs(15);
 const NAMESPACE_WITHIN: Duration = Duration::from_secs(30);
 /// JupyterLab's first start reads much from disk.
 const SETTLED_WITHIN: Duration = Duration::from_secs(90);
 const DASHBOARD: &str = include_str!("../../../config/dev/dashboard.py");
-
-/// A workload of the ready file.
-#[derive(Debug, Clone)]
-pub struct Created {
-    pub workload: WorkloadRef,
-    pub url: Option<String>,
-}
 
 /// Makes what is not there; what is there stays as its owner left it.
 pub async fn ensure(client: &Client) -> anyhow::Result<Vec<WorkloadRef>> {
@@ -124,10 +119,17 @@ where
     K: Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
     let typed: K = serde_json::from_value(object)?;
-    match api.create(&PostParams::default(), &typed).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        Err(error) => Err(error.into()),
+    let deadline = Instant::now() + SERVED_WITHIN;
+    loop {
+        match api.create(&PostParams::default(), &typed).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => return Ok(()),
+            // A definition may be established a moment before each API server serves it.
+            Err(kube::Error::Api(status)) if status.code == 404 && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -146,17 +148,17 @@ async fn create_workload<W: WorkloadResource>(
 }
 
 /// Waits until each runs, sleeps, is stopped or has failed; says what does not come up, and goes on.
-pub async fn wait_until_settled(client: &Client, workloads: &[WorkloadRef]) -> Vec<Created> {
+pub async fn wait_until_settled(client: &Client, workloads: &[WorkloadRef]) {
     let waits = workloads.iter().map(|workload| async {
         match workload.kind {
             WorkloadKind::Workspace => settled::<Workspace>(client, workload).await,
             WorkloadKind::App => settled::<App>(client, workload).await,
         }
     });
-    futures::future::join_all(waits).await
+    futures::future::join_all(waits).await;
 }
 
-async fn settled<W>(client: &Client, workload: &WorkloadRef) -> Created
+async fn settled<W>(client: &Client, workload: &WorkloadRef)
 where
     W: WorkloadResource + Resource,
 {
@@ -186,5 +188,4 @@ where
         let message = status.and_then(|s| s.message.as_deref()).unwrap_or_default();
         tracing::warn!(%workload, message, "it does not start");
     }
-    Created { workload: workload.clone(), url: status.and_then(|status| status.url.clone()) }
 }
