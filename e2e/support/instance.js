@@ -83,43 +83,40 @@ export class Instance {
     return [...args, ...this.flags];
   }
 
-  /** Starts it and waits for the ready file. Answers itself. */
-  async start() {
+  /** Starts the process, and does not wait for anything. */
+  spawn() {
     if (!existsSync(binary)) throw new Error(`${binary} is not there; run \`make e2e\`, which builds it`);
     mkdirSync(artifacts, { recursive: true });
     rmSync(this.readyFile, { force: true });
     const log = openSync(this.logFile, 'a');
-    const started = Date.now();
     this.child = spawn(binary, this.commandLine(), {
       stdio: ['ignore', log, log],
       env: { ...process.env, ...environment({ DORMOUSE_E2E_MARK: this.mark }) },
     });
     closeSync(log);
     this.pid = this.child.pid;
-    let ended;
     this.ended = new Promise((resolve) => {
-      this.child.once('exit', (code, signal) => {
-        ended = { code, signal };
-        resolve(ended);
-      });
+      this.child.once('exit', (code, signal) => resolve({ code, signal }));
     });
+  }
+
+  /** Starts it and waits for the ready file. Answers itself. */
+  async start() {
+    const started = Date.now();
+    this.spawn();
+    const ready = () => {
+      if (existsSync(this.readyFile)) return true;
+      if (this.exitState()) throw new Error(`it ended with ${JSON.stringify(this.exitState())}`);
+      return false;
+    };
     try {
-      await until(
-        'the ready file of `dormouse dev`',
-        () => {
-          if (existsSync(this.readyFile)) return true;
-          if (ended) throw new Error(`it ended with ${JSON.stringify(ended)}`);
-          return false;
-        },
-        { within: START_WITHIN, every: 100 },
-      );
+      await until('the ready file of `dormouse dev`', ready, { within: START_WITHIN, every: 100 });
     } catch (error) {
       this.kill();
       throw new Error(`${error.message}\n${this.logTail()}`, { cause: error });
     }
     this.secondsToReady = (Date.now() - started) / 1000;
-    this.read();
-    return this;
+    return this.read();
   }
 
   /** Takes in the ready file. */
@@ -165,18 +162,18 @@ export class Instance {
     return processesOf(this);
   }
 
-  /** As Ctrl-C does. Fails when it does not end, ends with an error, or leaves a process behind. */
-  async stop() {
-    if (!this.child || this.child.exitCode !== null || this.child.signalCode !== null) return;
+  /**
+   * As Ctrl-C does, or another signal. Fails when it does not end, ends with an error, or leaves a
+   * process behind: what it started has to be gone when it is.
+   */
+  async stop(signal = 'SIGINT') {
+    if (!this.child || this.exitState()) return;
     const before = this.processes();
-    this.child.kill('SIGINT');
+    this.child.kill(signal);
     try {
-      const { code, signal } = await until('`dormouse dev` to end', () => this.exitState(), {
-        within: STOP_WITHIN,
-        every: 50,
-      });
-      if (code !== 0) throw new Error(`\`dormouse dev\` ended with code ${code}, signal ${signal} after SIGINT`);
-      await this.nothingLeft(before);
+      const end = await until('`dormouse dev` to end', () => this.exitState(), { within: STOP_WITHIN, every: 50 });
+      if (end.code !== 0) throw new Error(`\`dormouse dev\` ended with ${JSON.stringify(end)} after ${signal}`);
+      await this.nothingLeft(before, 1_000);
     } catch (error) {
       this.kill();
       throw new Error(`${error.message}\n${this.logTail()}`, { cause: error });

@@ -7,7 +7,7 @@ import { request } from '../support/client.js';
 import { resource } from '../support/cluster.js';
 import { needs } from '../support/command.js';
 import { until } from '../support/deadline.js';
-import { ownInstance } from '../support/instance.js';
+import { Instance, ownInstance } from '../support/instance.js';
 import { SshHome } from '../support/openssh.js';
 import { signIn } from '../support/web_session.js';
 
@@ -68,4 +68,21 @@ test('after Ctrl-C and a new start it is the same again', { timeout: 180_000 }, 
   await instance.stop();
   await instance.start();
   assert.deepEqual(await state(), before);
+});
+
+test('a closed terminal stops it as Ctrl-C does', { timeout: 180_000 }, async () => {
+  await instance.stop('SIGHUP');
+  await instance.start();
+});
+
+test('Ctrl-C while it is starting leaves nothing behind', { timeout: 180_000 }, async () => {
+  await instance.stop();
+  const early = await Instance.create('interrupted');
+  early.spawn();
+  // A program of a pod runs, and the rest is on its way.
+  const pod = ({ command }) => /dormouse echo|streamlit|jupyter/.test(command);
+  await until('a pod to run', () => early.processes().some(pod), { within: 60_000, every: 20 });
+  await early.stop();
+  early.remove();
+  await instance.start();
 });
