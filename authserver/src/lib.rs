@@ -7,10 +7,12 @@
 
 mod address;
 mod assertion;
+mod back_channel;
 mod client;
 mod config;
 mod database;
 mod device;
+mod federation;
 mod http;
 mod issuer;
 mod jws;
@@ -31,6 +33,7 @@ pub use self::{
     address::Cidr,
     config::{ClientConfig, Config, NewPerson},
     database::Database,
+    federation::ProviderConfig,
     issuer::{GATE_CALLBACK, Issuer},
     server::{Authserver, Clock, serve},
     store::{

@@ -70,6 +70,10 @@ pub enum Purpose {
     DeviceLogin,
     /// The question whether to let a third party's client in.
     Consent,
+    /// The nonce of a sign-in at another provider, made from its state.
+    UpstreamNonce,
+    /// The PKCE verifier of the same.
+    UpstreamVerifier,
 }
 
 /// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256.
@@ -107,6 +111,8 @@ fn message(purpose: Purpose, payload: &[u8]) -> Vec<u8> {
         Purpose::Device => 3,
         Purpose::DeviceLogin => 4,
         Purpose::Consent => 5,
+        Purpose::UpstreamNonce => 20,
+        Purpose::UpstreamVerifier => 21,
     };
     [&[purpose], payload].concat()
 }

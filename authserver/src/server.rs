@@ -9,13 +9,20 @@ use axum::Router;
 use domain::token::{Expected, KeySet, Verifier};
 use jiff::Timestamp;
 use runtime::{audit::Audit, service::Context};
-use tokio::{net::TcpListener, sync::watch, time::interval};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::Cidr,
+    back_channel,
     client::Client,
     config::Config,
+    federation::Federation,
     http,
     issuer::{GateHosts, Issuer},
     limiter::{Limiter, Rate},
@@ -23,7 +30,7 @@ use crate::{
     metrics::Metrics,
     secret::Sealer,
     signing::KeyRing,
-    store::{Store, StoreError},
+    store::{Store, StoreError, advance},
     throttle::Throttle,
 };
 
@@ -35,6 +42,9 @@ const VERIFIED: usize = 4096;
 
 /// How often the database is asked whether an operator's command beside us changed the keys.
 const FEED_CHECK: Duration = Duration::from_secs(1);
+
+/// The same for revocations, which have to be everywhere within a second.
+const REVOCATION_CHECK: Duration = Duration::from_millis(100);
 
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
 
@@ -61,6 +71,10 @@ pub(crate) struct Server {
     pub audit: Audit,
     pub shutdown: CancellationToken,
     pub ssh_feed: watch::Sender<i64>,
+    /// The newest version of the feed of revocations that is known here.
+    pub revoked: watch::Sender<i64>,
+    pub revocation_epoch: String,
+    pub federation: Federation,
     throttle: Mutex<Throttle>,
     limits: Mutex<Limits>,
     clock: Clock,
@@ -72,6 +86,8 @@ pub(crate) struct Limits {
     pub device_starts: Limiter,
     /// Codes of devices that are tried, by people who are signed in.
     pub device_codes: Limiter,
+    /// Sign-ins that begin at another provider: each is remembered for a while.
+    pub upstream_starts: Limiter,
 }
 
 impl Default for Limits {
@@ -80,6 +96,7 @@ impl Default for Limits {
         Self {
             device_starts: Limiter::new(rate(10, 6_000), rate(200, 50)),
             device_codes: Limiter::new(rate(10, 30_000), rate(200, 200)),
+            upstream_starts: Limiter::new(rate(60, 1_000), rate(1_000, 20)),
         }
     }
 }
@@ -106,12 +123,19 @@ impl Server {
         self.ssh_feed.send_if_modified(|known| std::mem::replace(known, version) != version);
         Ok(())
     }
+
+    async fn check_revocations(&self) -> Result<(), StoreError> {
+        advance(&self.revoked, self.store.revocation_version().await?);
+        Ok(())
+    }
 }
 
 /// The server before it listens.
 pub struct Authserver {
     app: App,
     context: Context,
+    /// Some client wants to be told when a session is over.
+    tells_of_logout: bool,
 }
 
 impl Authserver {
@@ -119,6 +143,7 @@ impl Authserver {
     pub async fn open(config: &Config, context: Context, clock: Clock) -> anyhow::Result<Self> {
         let clients = Client::from_config(config)?;
         let gate = GateHosts::new(&config.issuer, &config.base_domain)?;
+        let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         let database = match &config.database_password_file {
             Some(file) => config.database.clone().with_password(&runtime::secret::read(file)?),
             None => config.database.clone(),
@@ -134,6 +159,8 @@ impl Authserver {
         let verifier = Verifier::new(expected, VERIFIED);
         verifier.set_keys(KeySet::from_json(ring.jwks().as_bytes())?);
         let version = store.ssh_feed_version().await?;
+        let revoked = watch::Sender::new(store.revocation_version().await?);
+        let revocation_epoch = store.revocation_epoch().await?;
         let server = Server {
             portal: gate.start_page("portal"),
             issuer: config.issuer.clone(),
@@ -152,11 +179,16 @@ impl Authserver {
             audit: context.audit.clone(),
             shutdown: context.shutdown.clone(),
             ssh_feed: watch::Sender::new(version),
+            revoked,
+            revocation_epoch,
+            federation,
             throttle: Mutex::default(),
             limits: Mutex::default(),
             clock,
         };
-        Ok(Self { app: Arc::new(server), context })
+        let tells_of_logout =
+            clients.iter().any(|client| client.profile.back_channel_logout_uri.is_some());
+        Ok(Self { app: Arc::new(server), context, tells_of_logout })
     }
 
     /// Every endpoint. Needs the peer's address as `ConnectInfo<SocketAddr>`.
@@ -167,9 +199,25 @@ impl Authserver {
     /// Serves until the shutdown, and then as long as requests run, up to ten seconds.
     pub async fn serve(self, listener: TcpListener) {
         let upkeep = tokio::spawn(keep_up(self.app.clone(), self.context.clone()));
+        let listening = tokio::spawn(listen_for_revocations(self.app.clone()));
+        let telling = self.tells_of_logout.then(|| self.tell_of_logout()).flatten();
         listen::serve(listener, self.router(), self.context.shutdown.clone()).await;
         upkeep.abort();
+        listening.abort();
+        if let Some(telling) = telling {
+            telling.abort();
+        }
         self.app.store.close().await;
+    }
+
+    fn tell_of_logout(&self) -> Option<JoinHandle<()>> {
+        match runtime::http::client(None) {
+            Ok(http) => Some(tokio::spawn(back_channel::run(self.app.clone(), http))),
+            Err(error) => {
+                tracing::error!(%error, "clients will not be told of sessions that end");
+                None
+            }
+        }
     }
 }
 
@@ -180,15 +228,36 @@ pub async fn serve(config: Config, listener: TcpListener, context: Context) -> a
     Ok(())
 }
 
+async fn clean(app: &Server) -> Result<(), StoreError> {
+    app.store.clean_up(app.now(), app.session_idle).await?;
+    app.store.clean_up_flows(app.now()).await
+}
+
+/// Hears of other replicas' revocations at once, where the database can tell of them.
+async fn listen_for_revocations(app: App) {
+    loop {
+        let ended = app.store.listen_for_revocations(&app.revoked).await;
+        if let Err(error) = ended {
+            tracing::warn!(%error, "the database's notifications broke off; listening again");
+        }
+        tokio::time::sleep(FEED_CHECK).await;
+    }
+}
+
 /// Follows the feed's version, reports health, deletes what is over.
 async fn keep_up(app: App, context: Context) {
     let mut feed = interval(FEED_CHECK);
     let mut clean_up = interval(CLEAN_UP);
+    // PostgreSQL tells of them; asking is for when that connection is broken.
+    let tells = app.store.tells_of_revocations();
+    let mut revocations = interval(if tells { FEED_CHECK } else { REVOCATION_CHECK });
+    revocations.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let done = tokio::select! {
             () = context.shutdown.cancelled() => return,
             _ = feed.tick() => app.check_feed().await,
-            _ = clean_up.tick() => app.store.clean_up(app.now(), app.session_idle).await,
+            _ = revocations.tick() => app.check_revocations().await,
+            _ = clean_up.tick() => clean(&app).await,
         };
         let state = done.map_err(|error| {
             tracing::warn!(%error, "the database does not answer");

@@ -10,13 +10,16 @@ mod devices;
 mod flows;
 mod grants;
 mod keys;
+mod logout_notices;
 mod open;
 mod people;
 mod personal_tokens;
+mod revocations;
 mod rotation;
 mod service_accounts;
 mod sessions;
 mod ssh_keys;
+mod upstreams;
 mod withdrawals;
 
 use std::{io, time::Duration};
@@ -24,17 +27,21 @@ use std::{io, time::Duration};
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use sqlx::AnyPool;
+use url::Url;
 
-pub(crate) use self::open::Dialect;
 pub use self::{
     devices::{Asked, Lifetimes, NewDevice},
+    flows::{Consent, PUSHED_LIFETIME},
     grants::{NewCode, RedeemError, Redeemed},
+    logout_notices::LogoutNotice,
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
     sessions::Session,
     ssh_keys::SshKey,
+    upstreams::{Arrival, UpstreamRequest},
 };
+pub(crate) use self::{open::Dialect, revocations::advance};
 use crate::{
     database::Database,
     password::{PasswordError, Passwords},
@@ -77,6 +84,8 @@ pub struct Store {
     dialect: Dialect,
     passwords: Passwords,
     refresh_key: hmac::Key,
+    /// Where PostgreSQL tells of what happens.
+    listen_to: Option<Url>,
 }
 
 impl Store {
@@ -84,12 +93,22 @@ impl Store {
     /// makes the first signing key.
     pub async fn open(database: &Database) -> Result<Self, StoreError> {
         let (pool, dialect) = open::pool(database).await?;
+        let listen_to = match database {
+            Database::Postgres(url) => Some(url.clone()),
+            Database::File(_) => None,
+        };
         // Replaced at once by the one that is kept.
         let refresh_key = hmac::Key::new(hmac::HMAC_SHA256, &random());
-        let mut store = Self { pool, dialect, passwords: Passwords::default(), refresh_key };
+        let mut store =
+            Self { pool, dialect, passwords: Passwords::default(), refresh_key, listen_to };
         store.ensure_signing_key(Timestamp::now()).await?;
         store.refresh_key = store.load_refresh_key().await?;
         Ok(store)
+    }
+
+    /// Whether the database itself tells of new revocations.
+    pub(crate) fn tells_of_revocations(&self) -> bool {
+        self.listen_to.is_some()
     }
 
     /// Waits until all connections are closed; the log is merged into the file.
@@ -122,6 +141,10 @@ impl Store {
         .bind(now - 3600)
         .execute(&mut *tx)
         .await?;
+        sqlx::query("DELETE FROM revocations WHERE expires_at < $1")
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM refresh_tokens WHERE rotated_at < $1")
             .bind(now - rotation::REMEMBERED)
             .execute(&mut *tx)
@@ -131,7 +154,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
-        Ok(())
+        self.clean_up_upstreams(Timestamp::from_second(now).unwrap_or_default()).await
     }
 }
 

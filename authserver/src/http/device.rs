@@ -17,7 +17,7 @@ use super::{
     error::{OAuthError, PageError},
     pages,
     params::Params,
-    sign_in::{self, Next, Retry, check_origin, form_cookie, is_browser, seal},
+    sign_in::{self, Next, check_origin, form_cookie, is_browser, seal},
     token::{Answered, answer_person, may_use, refusal},
 };
 use crate::{
@@ -137,7 +137,7 @@ pub(super) async fn show(
         Some(session) => entry(&session, StatusCode::OK, code.as_deref().unwrap_or_default(), ""),
         None => {
             let next = Next::Device(code.unwrap_or_default());
-            sign_in::page(&app, &headers, caller.now, &next, Retry::first())
+            sign_in::begin(&app, &headers, caller, &next).await?
         }
     })
 }
@@ -152,13 +152,7 @@ pub(super) async fn submit(
     check_origin(&app, &headers)?;
     let form = Params::parse(&form);
     let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(sign_in::page(
-            &app,
-            &headers,
-            caller.now,
-            &Next::Device(String::new()),
-            Retry::first(),
-        ));
+        return sign_in::begin(&app, &headers, caller, &Next::Device(String::new())).await;
     };
     if let Some(sealed) = form.get("ticket") {
         return decide(&app, caller, &headers, &session, sealed, form.get("decision")).await;

@@ -22,17 +22,23 @@ use crate::{client::ClientKind, server::App};
 /// How long a reader that is up to date is held.
 const HOLD: Duration = Duration::from_secs(25);
 
+/// Refuses everybody but the gate client.
+pub(super) async fn check_gate(app: &App, headers: &HeaderMap) -> Result<(), Response> {
+    let failed = |error: OAuthError| error.into_response();
+    let client = authenticate(app, headers, &Params::default()).await.map_err(failed)?;
+    if client.kind != ClientKind::Gate {
+        return Err(ApiError::Forbidden("only gateways may read this").into_response());
+    }
+    Ok(())
+}
+
 /// The keys, as soon as their version is another than `after`.
 pub(super) async fn ssh_keys(
     State(app): State<App>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Response> {
-    let failed = |error: OAuthError| error.into_response();
-    let client = authenticate(&app, &headers, &Params::default()).await.map_err(failed)?;
-    if client.kind != ClientKind::Gate {
-        return Err(ApiError::Forbidden("only gateways may read this").into_response());
-    }
+    check_gate(&app, &headers).await?;
     let query = Params::parse(query.unwrap_or_default().as_bytes());
     let after: Option<i64> = query.get("after").and_then(|after| after.parse().ok());
     let mut version = app.ssh_feed.subscribe();

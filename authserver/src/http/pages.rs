@@ -17,12 +17,33 @@ pub(super) struct SignInPage<'a> {
     /// Why it is shown again; empty the first time.
     pub problem: &'a str,
     pub ticket: &'a str,
+    pub providers: Vec<ProviderLink<'a>>,
+    /// Whether a password will do.
+    pub local: bool,
+}
+
+/// Another provider to sign in with.
+pub(super) struct ProviderLink<'a> {
+    pub name: &'a str,
+    pub address: String,
 }
 
 #[derive(Template)]
 #[template(path = "sign_out.html")]
 pub(super) struct SignOutPage<'a> {
     pub name: &'a str,
+    pub ticket: &'a str,
+}
+
+/// What somebody else's application would get, and where it is.
+#[derive(Template)]
+#[template(path = "consent.html")]
+pub(super) struct ConsentPage<'a> {
+    pub name: &'a str,
+    pub client: &'a str,
+    pub host: &'a str,
+    pub rights: Vec<&'static str>,
+    pub resources: &'a [String],
     pub ticket: &'a str,
 }
 
@@ -150,8 +171,10 @@ mod tests {
             name: "\"><script>",
             problem: "no",
             ticket: "t",
+            providers: vec![ProviderLink { name: "<i>Corp", address: "/x?\"><b>".to_owned() }],
+            local: true,
         };
         let html = page.render().unwrap();
-        assert!(!html.contains("<script>") && !html.contains("<b>"));
+        assert!(!html.contains("<script>") && !html.contains("<b>") && !html.contains("<i>"));
     }
 }

@@ -6,7 +6,7 @@
 use axum::{
     extract::{RawForm, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use domain::name::UserName;
@@ -15,20 +15,22 @@ use runtime::audit::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, authorize,
-    authorize::AuthorizationRequest,
-    cookie,
+    Caller,
+    authorization_request::{self, AuthorizationRequest, Query},
+    authorize, cookie,
     discovery::DEVICE_PAGE,
     error::PageError,
-    pages::{self, SignInPage},
+    pages::{self, ProviderLink, SignInPage},
     params::Params,
+    upstream,
 };
 use crate::{
     client::ClientKind,
+    federation,
     password::PASSWORD_MAX,
     secret::{self, Purpose, Secret},
     server::{App, Server},
-    store::{Session, StoreError},
+    store::Session,
     throttle::Key,
 };
 
@@ -39,19 +41,42 @@ const TICKET_LIFETIME: i64 = 3600;
 const DEVICE_LIFETIME: i64 = 180 * 24 * 3600;
 
 #[derive(Serialize, Deserialize)]
-struct Ticket {
+pub(super) struct Ticket {
     /// SHA-256 of the browser's form cookie.
     browser: String,
     expires_at: i64,
-    next: Goal,
+    pub next: Goal,
+}
+
+impl Ticket {
+    pub fn open(app: &Server, sealed: &str) -> Option<Self> {
+        let bytes = app.sealer.open(Purpose::SignIn, sealed)?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Why this browser cannot use it any more.
+    pub fn problem(&self, headers: &HeaderMap, now: Timestamp) -> Option<&'static str> {
+        if cookie::get(headers, cookie::FORM).is_none() {
+            Some("Your browser did not send back our cookie. Allow cookies for this site.")
+        } else if !is_browser(headers, &self.browser) {
+            Some("This page was from an earlier visit. Please sign in again.")
+        } else if self.expires_at <= now.as_second() {
+            Some("This page was open for too long. Please sign in again.")
+        } else {
+            None
+        }
+    }
 }
 
 /// What signing in is for, as a browser carries it.
 #[derive(Serialize, Deserialize)]
-enum Goal {
+pub(super) enum Goal {
     Home,
     /// The authorization request to go on with.
-    Authorize(String),
+    Authorize {
+        query: String,
+        pushed: bool,
+    },
     /// The code of a device that waits, or nothing.
     Device(String),
 }
@@ -59,47 +84,51 @@ enum Goal {
 /// What to do once somebody is signed in.
 pub(super) enum Next {
     Home,
-    Authorize(String, Box<AuthorizationRequest>),
+    Authorize(Box<AuthorizationRequest>),
     Device(String),
 }
 
 impl Next {
-    async fn read(app: &Server, goal: Goal) -> Result<Self, authorize::Refusal> {
+    pub async fn read(app: &Server, goal: Goal) -> Result<Self, authorize::Refusal> {
         Ok(match goal {
             Goal::Home => Self::Home,
-            Goal::Authorize(query) => {
-                let request = authorize::read(app, &query).await?;
-                Self::Authorize(query, Box::new(request))
+            Goal::Authorize { query, pushed } => {
+                let query = Query { text: query, pushed };
+                Self::Authorize(Box::new(authorization_request::read(app, query).await?))
             }
             Goal::Device(code) => Self::Device(code),
         })
     }
 
-    fn goal(&self) -> Goal {
+    pub fn goal(&self) -> Goal {
         match self {
             Self::Home => Goal::Home,
-            Self::Authorize(query, _) => Goal::Authorize(query.clone()),
+            Self::Authorize(request) => {
+                let Query { text, pushed } = &request.query;
+                Goal::Authorize { query: text.clone(), pushed: *pushed }
+            }
             Self::Device(code) => Goal::Device(code.clone()),
         }
     }
 
-    fn request(&self) -> Option<&AuthorizationRequest> {
+    pub fn request(&self) -> Option<&AuthorizationRequest> {
         match self {
-            Self::Authorize(_, request) => Some(request),
+            Self::Authorize(request) => Some(request),
             Self::Home | Self::Device(_) => None,
         }
     }
 
     /// Where a person who has signed in goes.
-    async fn go(
+    pub async fn go(
         &self,
         app: &Server,
+        headers: &HeaderMap,
         session: &Session,
         caller: Caller,
-    ) -> Result<Response, StoreError> {
+    ) -> Result<Response, authorize::Refusal> {
         match self {
             Self::Home => Ok(authorize::see_other("/")),
-            Self::Authorize(_, request) => request.grant(app, session, caller).await,
+            Self::Authorize(request) => request.proceed(app, headers, session, caller).await,
             Self::Device(code) => {
                 let field = (!code.is_empty()).then_some(code.as_str());
                 let path = authorize::with_query(DEVICE_PAGE, &[("user_code", field)]);
@@ -122,6 +151,19 @@ impl Retry<'_> {
     }
 }
 
+/// Asks how to sign in, unless there is one way that needs no page of ours.
+pub(super) async fn begin(
+    app: &Server,
+    headers: &HeaderMap,
+    caller: Caller,
+    next: &Next,
+) -> Result<Response, PageError> {
+    match app.federation.only() {
+        Some(provider) => upstream::send(app, headers, caller, provider, next).await,
+        None => Ok(page(app, headers, caller.now, next, Retry::first())),
+    }
+}
+
 /// The page, with a ticket for this browser.
 pub(super) fn page(
     app: &Server,
@@ -136,11 +178,24 @@ pub(super) fn page(
     let ticket = seal(app, Purpose::SignIn, &ticket);
     let destination = next.request().map(destination);
     let redirects_to = next.request().and_then(|r| pages::form_target(&r.redirect_uri));
+    let providers = app.federation.providers().iter().map(|provider| ProviderLink {
+        name: &provider.config.name,
+        // Links and no form: a browser would check the policy for forms at each further redirect,
+        // and where a provider sends people is not ours to know.
+        address: authorize::with_query(
+            &format!("{}{}", federation::BEGIN, provider.config.id),
+            &[("ticket", Some(&ticket))],
+        ),
+    });
+    let hint = next.request().and_then(|request| request.login_hint.as_deref());
+    let hint = hint.filter(|hint| hint.chars().count() <= 64).unwrap_or_default();
     let page = SignInPage {
         destination: destination.as_deref(),
-        name: retry.name,
+        name: if retry.name.is_empty() { hint } else { retry.name },
         problem: retry.problem,
         ticket: &ticket,
+        providers: providers.collect(),
+        local: app.federation.local,
     };
     let mut response = pages::form(retry.status, &page, redirects_to.as_deref());
     if let Some(cookie) = set_cookie {
@@ -208,7 +263,7 @@ pub(super) async fn home(
 ) -> Result<Response, PageError> {
     Ok(match authorize::session(&app, &headers, caller.now).await? {
         Some(session) => pages::home(session.person.name.as_str(), &app.portal),
-        None => page(&app, &headers, caller.now, &Next::Home, Retry::first()),
+        None => begin(&app, &headers, caller, &Next::Home).await?,
     })
 }
 
@@ -224,27 +279,19 @@ pub(super) async fn submit(
 ) -> Result<Response, authorize::Refusal> {
     check_origin(&app, &headers)?;
     let form = Params::parse(&form);
-    let ticket: Ticket = form
-        .get("ticket")
-        .and_then(|sealed| app.sealer.open(Purpose::SignIn, sealed))
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .ok_or_else(|| {
+    if !app.federation.local {
+        return Err(PageError::bad_request("Nobody signs in by password here.").into());
+    }
+    let ticket =
+        form.get("ticket").and_then(|sealed| Ticket::open(&app, sealed)).ok_or_else(|| {
             PageError::bad_request("This form is damaged. Go back and reload the page.")
         })?;
+    let stale = ticket.problem(&headers, caller.now);
     let next = Next::read(&app, ticket.next).await?;
     let typed = form.get("name").unwrap_or_default().trim();
     let again = |status, problem: &str| {
         let name = if typed.chars().count() <= 100 { typed } else { "" };
         page(&app, &headers, caller.now, &next, Retry { status, name, problem })
-    };
-    let stale = if cookie::get(&headers, cookie::FORM).is_none() {
-        Some("Your browser did not send back our cookie. Allow cookies for this site.")
-    } else if !is_browser(&headers, &ticket.browser) {
-        Some("This page was from an earlier visit. Please sign in again.")
-    } else if ticket.expires_at <= caller.now.as_second() {
-        Some("This page was open for too long. Please sign in again.")
-    } else {
-        None
     };
     if let Some(problem) = stale {
         // Another tab may have signed in meanwhile, and then there is nothing left to ask.
@@ -252,7 +299,7 @@ pub(super) async fn submit(
             && let Some(request) = next.request()
             && request.is_satisfied_by(&session, caller.now)
         {
-            return Ok(request.grant(&app, &session, caller).await?);
+            return request.proceed(&app, &headers, &session, caller).await;
         }
         return Ok(again(StatusCode::FORBIDDEN, problem));
     }
@@ -279,12 +326,13 @@ pub(super) async fn submit(
 
     let (session, cookie) =
         app.store.begin_session(person, "pwd", app.session_max, caller.now).await?;
-    let mut response = next.go(&app, &session, caller).await?;
+    // Signed in, even if the client that asked for it gets nothing.
+    let mut response = next.go(&app, &headers, &session, caller).await.into_response();
     set_cookies(&app, &mut response, &session, &cookie, caller.now);
     Ok(response)
 }
 
-fn set_cookies(
+pub(super) fn set_cookies(
     app: &Server,
     response: &mut Response,
     session: &Session,

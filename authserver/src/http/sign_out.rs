@@ -15,6 +15,7 @@ use super::{
     pages,
     params::Params,
     sign_in::{check_origin, form_cookie, is_browser, seal},
+    upstream,
 };
 use crate::{
     secret::Purpose,
@@ -68,7 +69,7 @@ pub(super) async fn submit(
             Ok(end(&app, caller, &session, ticket.return_to.as_deref()).await?)
         }
         Some(_) => begin(&app, caller, &headers, &Params::default()).await,
-        None => Ok(signed_out(ticket.return_to.as_deref())),
+        None => Ok(signed_out(ticket.return_to.as_deref(), None)),
     }
 }
 
@@ -97,7 +98,7 @@ async fn begin(
         .filter(|uri| client.as_ref().is_some_and(|client| client.may_return_to(uri, &app.gate)))
         .map(|uri| authorize::with_query(uri, &[("state", params.get("state"))]));
     let Some(session) = authorize::session(app, headers, caller.now).await? else {
-        return Ok(signed_out(return_to.as_deref()));
+        return Ok(signed_out(return_to.as_deref(), None));
     };
     if hint.is_some_and(|hint| hint.sid == session.id && client.is_some()) {
         return Ok(end(app, caller, &session, return_to.as_deref()).await?);
@@ -121,6 +122,7 @@ async fn end(
     session: &Session,
     return_to: Option<&str>,
 ) -> Result<Response, StoreError> {
+    let elsewhere = upstream::sign_out_link(app, &session.id).await?;
     app.store.end_session(&session.id, caller.now).await?;
     let event = Event {
         who: Some(session.person.name.as_str()),
@@ -132,18 +134,30 @@ async fn end(
         detail: None,
     };
     app.audit.record(caller.now, event);
-    Ok(signed_out(return_to))
+    Ok(signed_out(return_to, elsewhere))
 }
 
-fn signed_out(return_to: Option<&str>) -> Response {
+/// `elsewhere` is where the session at another provider can be ended, with the provider's name.
+fn signed_out(return_to: Option<&str>, elsewhere: Option<(String, String)>) -> Response {
     let mut response = match return_to {
         Some(uri) => authorize::see_other(uri),
-        None => pages::message(
-            StatusCode::OK,
-            "You are signed out",
-            "Close the browser if this machine is not yours.",
-            Some(("/", "Sign in again")),
-        ),
+        None => match elsewhere {
+            Some((address, name)) => {
+                let text = format!(
+                    "You are still signed in at {name}. If this machine is not yours, sign out \
+                     there too."
+                );
+                let label = format!("Sign out of {name}");
+                let link = Some((address.as_str(), label.as_str()));
+                pages::message(StatusCode::OK, "You are signed out", &text, link)
+            }
+            None => pages::message(
+                StatusCode::OK,
+                "You are signed out",
+                "Close the browser if this machine is not yours.",
+                Some(("/", "Sign in again")),
+            ),
+        },
     };
     let removed = cookie::set(cookie::SSO, "", 0);
     response.headers_mut().append(header::SET_COOKIE, removed);

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{RawForm, State, rejection::RawFormRejection},
-    http::HeaderMap,
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
 use domain::name::UserName;
@@ -48,7 +48,8 @@ pub(super) async fn token(
         )),
     };
     match done {
-        Ok(issued) => Json(issued).into_response(),
+        // An old header, for old caches (RFC 6749, section 5.1).
+        Ok(issued) => ([(header::PRAGMA, "no-cache")], Json(issued)).into_response(),
         Err(error) => {
             app.metrics.token_refusals.with_label_values(&[error.error]).inc();
             error.into_response()

@@ -19,7 +19,7 @@ use crate::{
     federation::{Ask, Profile, ProfileError, Provider, SignedIn, UpstreamError},
     secret::{Purpose, Secret},
     server::{App, Server},
-    store::{Arrival, Person, UpstreamRequest},
+    store::{Arrival, Person, StoreError, UpstreamRequest},
     throttle::Key,
 };
 
@@ -221,6 +221,18 @@ async fn arrive(
     let mut response = next.go(app, headers, &session, caller).await?;
     sign_in::set_cookies(app, &mut response, &session, &secret, caller.now);
     Ok(response)
+}
+
+/// Where the session at the provider can be ended, and the provider's name, if this session began
+/// at one that can do that.
+pub(super) async fn sign_out_link(
+    app: &Server,
+    session_id: &str,
+) -> Result<Option<(String, String)>, StoreError> {
+    let Some((id, id_token)) = app.store.upstream_of(session_id).await? else { return Ok(None) };
+    let Some(provider) = app.federation.provider(&id) else { return Ok(None) };
+    let address = provider.sign_out_url(&id_token);
+    Ok(address.map(|address| (address, provider.config.name.clone())))
 }
 
 fn name_taken(provider: &Provider, profile: &Profile) -> Response {

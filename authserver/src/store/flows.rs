@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 
 use super::{Store, StoreError, list, to_json};
-use crate::secret::{Secret, digest};
+use crate::{
+    scope,
+    secret::{Secret, digest},
+};
 
 /// How long a pushed request waits to be used, in seconds (RFC 9126, section 2.2).
 pub const PUSHED_LIFETIME: i64 = 90;
@@ -14,6 +17,13 @@ pub const PUSHED_LIFETIME: i64 = 90;
 pub struct Consent {
     pub scope: String,
     pub resources: Vec<String>,
+}
+
+impl Consent {
+    pub fn covers(&self, wanted: &Self) -> bool {
+        wanted.scope.split_ascii_whitespace().all(|one| scope::contains(&self.scope, one))
+            && wanted.resources.iter().all(|one| self.resources.contains(one))
+    }
 }
 
 impl Store {

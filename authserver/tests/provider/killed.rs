@@ -26,6 +26,7 @@ const READY: &str = "listening on ";
 async fn the_server_to_be_killed() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
     let folder = Path::new(&folder);
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let context = Context {
         registry: prometheus::Registry::new(),
         audit: Audit::to_file("authserver", &folder.join("audit.jsonl")).unwrap(),

@@ -1,12 +1,17 @@
 //! Run by two programs: on SQLite, and on PostgreSQL.
 
 mod account;
+mod back_channel;
 mod clients;
 mod code_flow;
+mod consent;
 mod devices;
+mod federation;
 mod guessing;
 mod killed;
+mod pushed;
 mod rotation;
 mod service_accounts;
 mod sessions;
 mod shown_tokens;
+mod standards;

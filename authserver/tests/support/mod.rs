@@ -2,6 +2,7 @@
 
 pub mod keys;
 pub mod postgres;
+pub mod upstream;
 
 use std::{
     collections::BTreeMap,
@@ -91,6 +92,26 @@ pub async fn config(folder: &Path) -> Config {
                 "scopes": ["openid", "profile", "workload:use", "workload:manage"],
             },
             {
+                "id": "partner",
+                "name": "Partner & Co",
+                "secret_file": folder.join("other-secret"),
+                "redirect_uris": ["https://partner.example/cb"],
+                "third_party": true,
+            },
+            {
+                "id": "bank",
+                "secret_file": folder.join("other-secret"),
+                "redirect_uris": ["https://bank.example/cb"],
+                "pushed_requests_only": true,
+            },
+            {
+                "id": "told",
+                "secret_file": folder.join("other-secret"),
+                "redirect_uris": ["https://told.example/cb"],
+                "back_channel_logout_uri": std::fs::read_to_string(folder.join("told-uri"))
+                    .unwrap_or("http://127.0.0.1:9/never".to_owned()),
+            },
+            {
                 "id": "tv",
                 "name": "Television",
                 "public": true,
@@ -111,6 +132,16 @@ impl Server {
     pub async fn start_in(folder: TempDir) -> Self {
         let clock = Arc::new(AtomicI64::new(START));
         let config = config(folder.path()).await;
+        Self::run(folder, config, clock).await
+    }
+
+    /// With other settings, and the time that it really is: for tests with programs that have
+    /// clocks of their own.
+    pub async fn start_changed(change: impl FnOnce(&Path, &mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path()).await;
+        change(folder.path(), &mut config);
+        let clock = Arc::new(AtomicI64::new(Timestamp::now().as_second()));
         Self::run(folder, config, clock).await
     }
 
@@ -241,6 +272,7 @@ impl Server {
 }
 
 fn http() -> Client {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(Duration::from_secs(60))
@@ -342,7 +374,11 @@ impl Browser {
 
     /// A fresh code for the gate.
     pub async fn code(&mut self, server: &Server) -> String {
-        let to = self.sign_in(server, &authorize_with(&[]), "alice").await;
+        self.code_of(server, "alice").await
+    }
+
+    pub async fn code_of(&mut self, server: &Server, name: &str) -> String {
+        let to = self.sign_in(server, &authorize_with(&[]), name).await;
         query(&to)["code"].clone()
     }
 }
@@ -359,6 +395,10 @@ pub fn query(uri: &str) -> BTreeMap<String, String> {
 pub fn ticket(page: &str) -> String {
     let (_, rest) = page.split_once("name=\"ticket\" value=\"").expect("the page has a form");
     rest.split('"').next().unwrap().to_owned()
+}
+
+pub fn decode(part: &str) -> Vec<u8> {
+    URL_SAFE_NO_PAD.decode(part).unwrap()
 }
 
 /// The claims of a token that has been verified elsewhere, or needs no verification here.
