@@ -132,6 +132,8 @@ pub enum NodeError {
         "node {node} cannot register: {error}; check that the kubeconfig's user may create nodes"
     )]
     Register { node: String, error: Box<kube::Error> },
+    #[error("another process runs node {node} of this cluster; stop it first")]
+    Taken { node: String },
     #[error("the node's endpoint cannot listen at {address}: {error}; choose another port")]
     Listen { address: String, error: std::io::Error },
     #[error("the client of HTTP probes cannot be made: {0}")]
@@ -154,10 +156,11 @@ pub async fn run(
     let mark = dirs.mark().map_err(data_dir)?;
     let leftovers = tokio::spawn(end_leftovers(mark.clone()));
 
-    let mut registration = match Registration::begin(client.clone(), &options, &shutdown).await {
-        Err(NodeError::Stopped) => return Ok(()),
-        other => other?,
-    };
+    let mut registration =
+        match Registration::begin(client.clone(), &options, &mark, &shutdown).await {
+            Err(NodeError::Stopped) => return Ok(()),
+            other => other?,
+        };
     let recorder = Recorder::start(client.clone(), &options.name);
     // Seen as starting until its pods can have addresses: an old address would mislead. Not a node that only starts
     // again, for its pods would be taken for unreachable.
@@ -203,7 +206,8 @@ pub async fn run(
         "Starting the node.".to_owned(),
     );
 
-    // The endpoint outlives the workers: the last lines of a log can be read while pods end.
+    // The endpoint outlives the workers: the last lines of a log can be read while pods end. So does the lease, for
+    // until then nobody else may run them.
     let late = CancellationToken::new();
     let mut helpers = JoinSet::new();
     helpers.spawn(server.serve(ctx.clone(), late.clone()));
@@ -212,7 +216,7 @@ pub async fn run(
     if let Err(error) = ready {
         tracing::warn!(%error, "the node's status cannot be written yet");
     }
-    helpers.spawn(registration.keep(readiness, shutdown.clone()));
+    helpers.spawn(registration.keep(readiness, late.clone()));
     tracing::info!(node = ctx.options.name, address = %host_ip, "the node runs pods");
     manage(ctx, &shutdown).await;
     late.cancel();

@@ -1,7 +1,7 @@
 //! An API server and a node, without scheduler and controllers: tests bind pods themselves.
 
 use devcluster::api::{ApiOptions, ApiServer, serve};
-use devcluster::node::{self, NodeOptions, Only};
+use devcluster::node::{self, NodeError, NodeOptions, Only};
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
@@ -64,12 +64,20 @@ impl Cluster {
         Self { client, data, only: None, config, node: None, api: Some((api, shutdown)), _dir: dir }
     }
 
-    pub async fn start_node(&mut self) {
+    /// The node, until `shutdown` or an error of its.
+    pub fn run_node(
+        &self,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = Result<(), NodeError>> + Send + use<> {
         let mut options = options(self.data.clone(), &self.config);
         options.only = self.only.clone();
+        node::run(self.client.clone(), options, shutdown)
+    }
+
+    pub async fn start_node(&mut self) {
         let shutdown = CancellationToken::new();
-        let (client, token) = (self.client.clone(), shutdown.clone());
-        let task = tokio::spawn(async move { node::run(client, options, token).await.unwrap() });
+        let running = self.run_node(shutdown.clone());
+        let task = tokio::spawn(async move { running.await.unwrap() });
         self.node = Some((task, shutdown));
         self.until_node_is_ready().await;
     }

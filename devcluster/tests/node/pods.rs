@@ -2,9 +2,13 @@
 
 use super::cluster::{Cluster, condition, is_ready, processes_in};
 use devcluster::node::Only;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, LogParams, Patch, PatchParams};
+use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 /// Runs until it is told to end, and then ends at once.
 const OBEY: &str = "trap 'exit 0' TERM; while :; do sleep 0.02; done";
@@ -394,4 +398,39 @@ async fn a_node_that_is_kept_for_some_pods_starts_no_others() {
         |taint: &&Value| taint["key"] == "example.org/kept" && taint["effect"] == "NoSchedule";
     assert_eq!(taints.as_array().unwrap().iter().filter(ours).count(), 1, "{taints}");
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_another_process_runs_is_left_to_it() {
+    let mut cluster = Cluster::start().await;
+    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "kube-node-lease");
+    let held = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).is_some());
+    await_condition(leases.clone(), super::cluster::NODE, held).await.unwrap();
+    cluster.stop_node().await;
+    let lease = leases.get(super::cluster::NODE).await.unwrap();
+    assert_eq!(holder(&lease), None, "it is given back");
+
+    cluster.data = cluster.data.with_extension("other");
+    let other = cluster.run_node(CancellationToken::new());
+    let mut other = std::pin::pin!(other);
+    let renew = || {
+        let spec =
+            json!({"holderIdentity": "somebody", "renewTime": MicroTime(jiff::Timestamp::now())});
+        Patch::Merge(json!({"spec": spec}))
+    };
+    leases.patch(super::cluster::NODE, &PatchParams::default(), &renew()).await.unwrap();
+    let error = loop {
+        tokio::select! {
+            ended = &mut other => break ended.unwrap_err(),
+            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {
+                leases.patch(super::cluster::NODE, &PatchParams::default(), &renew()).await.unwrap();
+            }
+        }
+    };
+    assert!(error.to_string().contains("another process runs node"), "{error}");
+    cluster.stop().await;
+}
+
+fn holder(lease: &Lease) -> Option<&str> {
+    lease.spec.as_ref()?.holder_identity.as_deref()
 }

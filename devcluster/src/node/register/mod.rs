@@ -27,6 +27,10 @@ pub const LEASE_PERIOD: Duration = Duration::from_secs(10);
 pub const STATUS_PERIOD: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A holder that lives renews its lease within this time.
+const LEASE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the last word about the lease may take.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
 /// Pods a node takes, fewer than a /24 has addresses.
 const MAX_PODS: u32 = 200;
 
@@ -34,6 +38,8 @@ const MAX_PODS: u32 = 200;
 pub struct Registration {
     client: kube::Client,
     name: String,
+    /// Who holds the lease: this data directory, in each of its lives.
+    holder: String,
     uid: String,
     labels: BTreeMap<String, String>,
     /// Key of the taint that the node is to have.
@@ -68,6 +74,7 @@ impl Registration {
     pub async fn begin(
         client: kube::Client,
         options: &NodeOptions,
+        holder: &str,
         shutdown: &CancellationToken,
     ) -> Result<Self, NodeError> {
         let labels = BTreeMap::from([
@@ -78,19 +85,30 @@ impl Registration {
         let mut this = Self {
             client,
             name: options.name.clone(),
+            holder: holder.to_owned(),
             uid: String::new(),
             labels,
             taint: options.only.as_ref().map(|only| only.taint.clone()),
             has_range: false,
         };
+        let mut other = None;
         loop {
-            match this.ensure().await {
-                Ok(()) => return Ok(this),
+            let begun = match this.is_held(&mut other).await {
+                Ok(true) => Err(NodeError::Taken { node: this.name.clone() })?,
+                Ok(false) if other.is_some() => None,
+                Ok(false) => Some(this.ensure().await),
+                Err(error) => Some(Err(error)),
+            };
+            match begun {
+                None => {}
+                Some(Ok(())) => return Ok(this),
                 // Refused for what it is, not for the moment: trying again would not help.
-                Err(error) if [401, 403, 422].into_iter().any(|code| is_code(&error, code)) => {
+                Some(Err(error))
+                    if [401, 403, 422].into_iter().any(|code| is_code(&error, code)) =>
+                {
                     return Err(NodeError::Register { node: this.name, error: Box::new(error) });
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     tracing::warn!(node = this.name, %error, "the node cannot register yet; trying again")
                 }
             }
@@ -103,6 +121,29 @@ impl Registration {
 
     fn nodes(&self) -> Api<Node> {
         Api::all(self.client.clone())
+    }
+
+    /// Whether another process runs this node, which shows in its renewing the lease. `other` is what was seen of
+    /// one that has not done so yet, and when; none once the lease is free.
+    async fn is_held(&self, other: &mut Option<(LeaseSpec, Instant)>) -> kube::Result<bool> {
+        let lease = in_time(self.leases().get_opt(&self.name)).await?;
+        let spec = lease.and_then(|lease| lease.spec).unwrap_or_default();
+        let is_free = spec.holder_identity.as_ref().is_none_or(|holder| *holder == self.holder)
+            || is_stale(&spec, Timestamp::now());
+        match other {
+            _ if is_free => *other = None,
+            None => {
+                tracing::info!(
+                    node = self.name,
+                    "another process ran this node; looking whether it still does"
+                );
+                *other = Some((spec, Instant::now()));
+            }
+            Some((seen, _)) if seen.renew_time != spec.renew_time => return Ok(true),
+            Some((_, since)) if since.elapsed() > LEASE_PATIENCE => *other = None,
+            Some(_) => {}
+        }
+        Ok(false)
     }
 
     async fn ensure(&mut self) -> kube::Result<()> {
@@ -196,11 +237,25 @@ impl Registration {
         Err(kube::Error::Service("the node's status changes all the time".into()))
     }
 
+    fn leases(&self) -> Api<Lease> {
+        Api::namespaced(self.client.clone(), LEASE_NAMESPACE)
+    }
+
+    /// Lets another process run the node at once.
+    async fn release_lease(&self) {
+        let release = Patch::Merge(json!({"spec": {"holderIdentity": null}}));
+        let (leases, params) = (self.leases(), PatchParams::default());
+        let written = leases.patch(&self.name, &params, &release);
+        if !matches!(tokio::time::timeout(RELEASE_DEADLINE, written).await, Ok(Ok(_))) {
+            tracing::debug!(node = self.name, "the lease is not given back; it will run out");
+        }
+    }
+
     async fn renew_lease(&mut self) -> kube::Result<()> {
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let leases = self.leases();
         let now = MicroTime(Timestamp::now());
         let renew = json!({"spec": {
-            "holderIdentity": self.name, "renewTime": now, "leaseDurationSeconds": LEASE_SECONDS,
+            "holderIdentity": self.holder, "renewTime": now, "leaseDurationSeconds": LEASE_SECONDS,
         }});
         match in_time(leases.patch(&self.name, &PatchParams::default(), &Patch::Merge(renew))).await
         {
@@ -222,7 +277,7 @@ impl Registration {
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
-                holder_identity: Some(self.name.clone()),
+                holder_identity: Some(self.holder.clone()),
                 lease_duration_seconds: Some(LEASE_SECONDS),
                 renew_time: Some(now),
                 ..LeaseSpec::default()
@@ -237,7 +292,7 @@ impl Registration {
         let mut next_status = Instant::now() + STATUS_PERIOD;
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return self.release_lease().await,
                 _ = lease.tick() => {
                     if let Err(error) = self.renew_lease().await {
                         tracing::warn!(node = self.name, %error, "the node's lease cannot be renewed");
@@ -258,6 +313,12 @@ impl Registration {
             }
         }
     }
+}
+
+/// Whether the lease has run out.
+fn is_stale(lease: &LeaseSpec, now: Timestamp) -> bool {
+    let age = lease.renew_time.as_ref().map(|renewed| now.duration_since(renewed.0));
+    age.is_none_or(|age| age.as_secs() > i64::from(LEASE_SECONDS))
 }
 
 fn range(node: &Node) -> Option<&str> {
