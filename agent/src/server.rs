@@ -1,6 +1,6 @@
 //! The agent's connections: who may sign in, and what each request starts.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Preferred, Pty, Sig, SshId,
@@ -20,7 +20,7 @@ use crate::{
     forward::{self, Loopback},
     login::{Login, may_set},
     session::{self, SFTP},
-    settings::Settings,
+    settings::{Settings, authorized_now},
 };
 
 /// How long a connection may take to sign in.
@@ -39,7 +39,9 @@ const FORWARDINGS_MAX: usize = 32;
 const GOODBYE: Duration = Duration::from_millis(500);
 
 struct Shared {
+    /// As it was at the start, for when the file cannot be read.
     authorized: PublicKey,
+    authorized_file: PathBuf,
     login: Arc<Login>,
     loopback: Loopback,
 }
@@ -50,6 +52,7 @@ pub async fn serve(settings: Settings, listener: TcpListener, stop: Cancellation
     let config = Arc::new(config(&settings));
     let shared = Arc::new(Shared {
         authorized: settings.authorized_key,
+        authorized_file: settings.authorized_file,
         login: Arc::new(Login::of_this_process(&settings.home)),
         loopback: Loopback { instead: settings.loopback, own: specified(own) },
     });
@@ -174,8 +177,10 @@ impl Connection {
         })
     }
 
+    /// Looks at the file each time: its Secret follows the gateway's key, and the agent lives long.
     fn trusts(&self, key: &PublicKey) -> bool {
-        key.key_data() == self.shared.authorized.key_data()
+        let authorized = authorized_now(&self.shared.authorized_file, &self.shared.authorized);
+        key.key_data() == authorized.key_data()
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Settings {
     pub host_key: PrivateKey,
     /// The one key that may sign in.
     pub authorized_key: PublicKey,
+    /// Where that key is kept: the gateway may be given another one while the agent runs.
+    pub authorized_file: PathBuf,
     /// Stands for the pod's loopback: forwarding reaches it and nothing else.
     pub loopback: Option<IpAddr>,
     /// Where shells and file transfers start.
@@ -44,6 +46,7 @@ impl Settings {
     pub fn load(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, SettingsError> {
         let keys = variable(KEYS).ok_or(SettingsError::Missing(KEYS))?;
         let keys = Path::new(&keys);
+        let authorized_file = keys.join("authorized_key");
         let listen = variable(LISTEN).ok_or(SettingsError::Missing(LISTEN))?;
         let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_dir());
         let here = || std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -54,7 +57,8 @@ impl Settings {
                 .map(|value| parse(LOOPBACK, value, "an IP address"))
                 .transpose()?,
             host_key: host_key(&keys.join("host_key"))?,
-            authorized_key: authorized_key(&keys.join("authorized_key"))?,
+            authorized_key: authorized_key(&authorized_file)?,
+            authorized_file,
             home: home.unwrap_or_else(here),
         })
     }
@@ -81,6 +85,11 @@ fn host_key(path: &Path) -> Result<PrivateKey, SettingsError> {
     })
 }
 
+/// The key that may sign in now; `at_start` while there is none that can be read.
+pub(crate) fn authorized_now(path: &Path, at_start: &PublicKey) -> PublicKey {
+    authorized_key(path).unwrap_or_else(|_| at_start.clone())
+}
+
 fn authorized_key(path: &Path) -> Result<PublicKey, SettingsError> {
     PublicKey::from_openssh(read(path)?.trim()).map_err(|_| SettingsError::Key {
         path: path.to_owned(),
@@ -99,6 +108,18 @@ mod tests {
     fn load(variables: &[(&str, &str)]) -> Result<Settings, String> {
         let variables: HashMap<_, _> = variables.iter().copied().collect();
         Settings::load(|name| variables.get(name).map(Into::into)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_authorized_key_may_change_while_the_agent_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("authorized_key");
+        let public =
+            |seed| PrivateKey::from(Ed25519Keypair::from_seed(&[seed; 32])).public_key().clone();
+        let (old, new) = (public(1), public(2));
+        assert_eq!(authorized_now(&file, &old), old);
+        std::fs::write(&file, new.to_openssh().unwrap()).unwrap();
+        assert_eq!(authorized_now(&file, &old), new);
     }
 
     #[test]

@@ -214,6 +214,7 @@ pub async fn start_agent(
         listen,
         host_key: key(1),
         authorized_key,
+        authorized_file: home.join("no-secret-is-mounted"),
         loopback: None::<IpAddr>,
         home: home.to_owned(),
     };
