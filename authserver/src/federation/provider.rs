@@ -7,9 +7,9 @@ use openidconnect::{
     AccessTokenHash, AdditionalClaims, AdditionalProviderMetadata, AuthType, AuthorizationCode,
     ClaimsVerificationError, Client, ClientId, ClientSecret, CsrfToken, EmptyExtraTokenFields,
     EndSessionUrl, EndpointMaybeSet, EndpointNotSet, EndpointSet, IdToken, IdTokenFields,
-    IdTokenVerifier, IssuerUrl, LoginHint, Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier,
-    ProviderMetadata, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError,
-    StandardErrorResponse, StandardTokenResponse, TokenResponse,
+    IdTokenVerifier, IssuerUrl, LoginHint, Nonce, OAuth2TokenResponse, PkceCodeChallenge,
+    PkceCodeVerifier, ProviderMetadata, RedirectUrl, RequestTokenError, Scope,
+    SignatureVerificationError, StandardErrorResponse, StandardTokenResponse, TokenResponse,
     core::{
         CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClaimName, CoreClaimType,
         CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim, CoreGrantType,
@@ -36,7 +36,7 @@ const FRESH: Duration = Duration::from_secs(3600);
 /// A provider that failed is not asked again for this long: many may be waiting to sign in.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Keys that a token names and we do not know are asked for at most this often.
-const KEYS_AGAIN: Duration = Duration::from_secs(10);
+const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// How far a provider's clock may be from ours, in seconds.
 const LEEWAY: i64 = 60;
 
@@ -496,9 +496,11 @@ fn token_error(
 }
 
 impl SignedIn {
-    /// False when the provider says that the person signed in before they were asked to.
+    /// False unless the provider says that the person signed in since they were asked to. It has
+    /// to say so when it was asked with `max_age` (OpenID Connect Core, section 3.1.2.1), and a
+    /// person could have taken that out of the address on the way.
     pub fn is_after(&self, asked_at: i64) -> bool {
-        self.auth_time.is_none_or(|time| time.saturating_add(LEEWAY) >= asked_at)
+        self.auth_time.is_some_and(|time| time.saturating_add(LEEWAY) >= asked_at)
     }
 }
 

@@ -2,10 +2,15 @@
 // are set over HTTP. Prints the port it listens on, and ends with its standard input.
 //
 // usage: node upstream.js REDIRECT_URI [POST_LOGOUT_REDIRECT_URI] [PORT]
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import http from 'node:http';
 import Provider from 'oidc-provider';
 
 const [redirectUri, postLogoutUri, port] = process.argv.slice(2);
+
+// Another at each start, so that starting it again rotates the keys.
+const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+const key = { ...privateKey.export({ format: 'jwk' }), kid: randomUUID(), use: 'sig', alg: 'RS256' };
 
 // By account id: the claims, and whether they may sign in.
 const people = new Map();
@@ -26,6 +31,7 @@ server.listen(Number(port ?? 0), '127.0.0.1', () => {
       email: ['email', 'email_verified'],
     },
     features: { devInteractions: { enabled: false } },
+    jwks: { keys: [key] },
     pkce: { required: () => true },
     cookies: { keys: ['a key of the test'] },
     interactions: { url: (_ctx, interaction) => `/interaction/${interaction.uid}` },
@@ -43,7 +49,8 @@ server.listen(Number(port ?? 0), '127.0.0.1', () => {
     const url = new URL(request.url, issuer);
     try {
       if (request.method === 'PUT' && url.pathname.startsWith('/people/')) {
-        const chunks = await Array.fromAsync?.(request) ?? await collect(request);
+        const chunks = [];
+        for await (const chunk of request) chunks.push(chunk);
         people.set(url.pathname.slice('/people/'.length), JSON.parse(Buffer.concat(chunks)));
         response.writeHead(204).end();
       } else if (url.pathname.startsWith('/interaction/')) {
@@ -58,12 +65,6 @@ server.listen(Number(port ?? 0), '127.0.0.1', () => {
   });
   console.log(server.address().port);
 });
-
-async function collect(stream) {
-  const chunks = [];
-  for await (const chunk of stream) chunks.push(chunk);
-  return chunks;
-}
 
 // Signs in whoever the address names (`?as=ID`), as a person would by typing their password.
 async function interact(provider, request, response, as) {
