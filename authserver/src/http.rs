@@ -1,8 +1,10 @@
 //! The endpoints, and what all of them share.
 
+mod authorization_request;
 mod authorize;
 mod bearer;
 mod client_auth;
+mod consent;
 mod cookie;
 mod device;
 mod discovery;
@@ -12,11 +14,14 @@ mod issue;
 mod own_token;
 mod pages;
 mod params;
+mod push;
+mod revocations;
 mod sign_in;
 mod sign_out;
 mod ssh_keys;
 mod token;
 mod tokens;
+mod upstream;
 mod userinfo;
 
 use std::{
@@ -51,6 +56,8 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::JWKS, get(discovery::jwks))
         .route(discovery::AUTHORIZE, get(authorize::authorize).post(authorize::authorize))
         .route(discovery::TOKEN, post(token::token))
+        .route("/consent", post(consent::submit))
+        .route(discovery::PUSH, post(push::push))
         .route(discovery::INTROSPECT, post(own_token::introspect))
         .route(discovery::REVOKE, post(own_token::revoke))
         .route(discovery::DEVICE, post(device::start))
@@ -58,11 +65,15 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::USERINFO, get(userinfo::userinfo).post(userinfo::userinfo))
         .route(discovery::SIGN_OUT, get(sign_out::ask).post(sign_out::submit))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))
+        .route("/sign-in/with/{provider}", get(upstream::begin))
+        .route("/sign-in/from/{provider}", get(upstream::finish))
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{id}", delete(tokens::revoke))
         .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))
         .route("/ssh/keys/{id}", delete(ssh_keys::remove_by_id))
         .route("/internal/ssh-keys", get(internal::ssh_keys))
+        .route("/internal/revocations", get(revocations::snapshot))
+        .route("/internal/revocations/events", get(revocations::events))
         .route("/", get(sign_in::home))
         .route("/style.css", get(pages::style))
         .fallback(error::not_found)
