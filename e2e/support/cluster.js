@@ -24,6 +24,7 @@ function credentials(file) {
     ca: bytes('certificate-authority'),
     cert: bytes('client-certificate'),
     key: bytes('client-key'),
+    rejectUnauthorized: field('insecure-skip-tls-verify') !== 'true',
   };
 }
 
