@@ -13,10 +13,7 @@ use super::{
     credential::{self, CredentialError, Presented},
     head::Head,
 };
-use crate::session::{
-    cookie,
-    renew::{Outcome, Renewals},
-};
+use crate::session::renew::{Outcome, Renewals};
 
 /// By what the identity was proven. Only browsers send cookies without being told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,12 +92,13 @@ impl Gate {
         match self.verify(access, now) {
             Ok(identity) => {
                 let due = Renewals::is_due(identity.credential.expires_at, now);
-                let renewed = refresh
-                    .filter(|_| due)
-                    .and_then(|refresh| self.sessions.renewals.in_background(refresh, now));
+                let renewed = match refresh.filter(|_| due) {
+                    Some(refresh) => self.sessions.renewals.soon(refresh, now).await,
+                    None => None,
+                };
                 Ok(match renewed {
                     Some(renewed) => {
-                        let cookies = vec![cookie::access(&renewed.token)];
+                        let cookies = renewed.cookies();
                         signed_in(renewed.identity, Cow::Borrowed(&*renewed.token), cookies)
                     }
                     None => signed_in(identity, Cow::Borrowed(access), Vec::new()),
@@ -111,7 +109,7 @@ impl Gate {
                 let refresh = refresh.ok_or_else(ended)?;
                 match self.sessions.renewals.now(refresh, now).await {
                     Outcome::Renewed(renewed) => {
-                        let cookies = vec![cookie::access(&renewed.token)];
+                        let cookies = renewed.cookies();
                         Ok(signed_in(renewed.identity, Cow::Borrowed(&*renewed.token), cookies))
                     }
                     Outcome::Ended | Outcome::Failed => Err(ended()),

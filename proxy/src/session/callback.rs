@@ -111,7 +111,7 @@ impl Sessions {
         ];
         let tokens = match self.issuer.token(&form).await {
             Ok(tokens) => tokens,
-            Err(TokenEndpointError::Unreachable) => {
+            Err(TokenEndpointError::Unreachable | TokenEndpointError::Interrupted) => {
                 let answer = Refusal::SignInUnavailable.answer(Audience::Navigation);
                 return Landed { answer, who: None, problem: Some("token endpoint unreachable") };
             }

@@ -34,6 +34,9 @@ pub struct Tokens {
 pub enum TokenEndpointError {
     #[error("the sign-in service cannot be reached")]
     Unreachable,
+    /// It may have done what was asked, and its answer did not arrive.
+    #[error("the sign-in service broke off")]
+    Interrupted,
     /// `invalid_grant` (RFC 6749, section 5.2): the code or session is over.
     #[error("the sign-in has ended")]
     InvalidGrant,
@@ -141,14 +144,20 @@ impl Issuer {
         };
         let request = self.http.post(endpoint).form(form);
         let request = request.basic_auth(&self.client_id, Some(&self.client_secret));
-        let response = request.send().await.map_err(|_| TokenEndpointError::Unreachable)?;
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                TokenEndpointError::Unreachable
+            } else {
+                TokenEndpointError::Interrupted
+            }
+        })?;
         let status = response.status();
-        let body = read(response).await.ok_or(TokenEndpointError::Unreachable)?;
+        let body = read(response).await.ok_or(TokenEndpointError::Interrupted)?;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|_| TokenEndpointError::Nonsense);
         }
         if status.is_server_error() {
-            return Err(TokenEndpointError::Unreachable);
+            return Err(TokenEndpointError::Interrupted);
         }
         match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) if refusal.error == "invalid_grant" => {

@@ -24,6 +24,8 @@ pub struct Issuer {
     pub url: String,
     pub address: SocketAddr,
     pub refreshes: AtomicU32,
+    /// Refresh tokens that were not known, or used before.
+    pub refused: AtomicU32,
     /// Refreshes wait for a permit.
     pub let_refresh: Semaphore,
     pub sessions: Mutex<HashMap<String, String>>,
@@ -50,6 +52,7 @@ impl Issuer {
             url,
             address: listener.local_addr().unwrap(),
             refreshes: AtomicU32::new(0),
+            refused: AtomicU32::new(0),
             let_refresh: Semaphore::new(1_000_000),
             sessions: Mutex::default(),
             codes: Mutex::default(),
@@ -168,10 +171,18 @@ async fn token(
         "refresh_token" => {
             issuer.refreshes.fetch_add(1, SeqCst);
             issuer.let_refresh.acquire().await.unwrap().forget();
-            let user = issuer.sessions.lock().unwrap().get(&form["refresh_token"]).cloned();
-            let Some(user) = user else { return refused() };
+            // Each is good for one use, and there is no second chance.
+            let user = issuer.sessions.lock().unwrap().remove(&form["refresh_token"]);
+            let Some(user) = user else {
+                issuer.refused.fetch_add(1, SeqCst);
+                return refused();
+            };
             let access_token = issuer.access_token(&user, 600);
-            (StatusCode::OK, Json(json!({ "access_token": access_token, "expires_in": 600 })))
+            let refresh_token = issuer.session(&user);
+            let tokens = json!({
+                "access_token": access_token, "refresh_token": refresh_token, "expires_in": 600,
+            });
+            (StatusCode::OK, Json(tokens))
         }
         _ => refused(),
     }

@@ -148,6 +148,40 @@ async fn attack_15_a_hundred_requests_with_one_expiring_session_renew_once() {
     }
 }
 
+/// The issuer of these tests takes each refresh token once, so a second use would be seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_refresh_token_reaches_the_browser() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let client = world.client(false);
+    let mut refresh = format!("__Host-dormouse-refresh={}", world.issuer.session("alice"));
+    let mut seen = vec![refresh.clone()];
+    for _ in 0..3 {
+        let access = world.issuer.access_token("alice", 100);
+        let cookies = format!("__Host-dormouse={access}; {refresh}");
+        // At the latest when the renewal beside a request has ended.
+        refresh = loop {
+            let request = client.get(world.url(HOST, "/")).header("Cookie", cookies.clone());
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let set: Vec<String> = answer
+                .headers()
+                .get_all(SET_COOKIE)
+                .iter()
+                .map(|cookie| cookie.to_str().unwrap().split(';').next().unwrap().to_owned())
+                .collect();
+            if let [access, refresh] = set.as_slice() {
+                assert!(access.starts_with("__Host-dormouse=ey"));
+                break refresh.clone();
+            }
+        };
+        assert!(refresh.starts_with("__Host-dormouse-refresh=") && !seen.contains(&refresh));
+        seen.push(refresh.clone());
+    }
+    assert_eq!(world.issuer.refreshes.load(SeqCst), 3);
+    assert_eq!(world.issuer.refused.load(SeqCst), 0, "no token was used twice");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ended_session_signs_in_again_and_a_script_is_told_so() {
     let world = World::start().await;
