@@ -14,10 +14,12 @@ mod issue;
 mod own_token;
 mod pages;
 mod params;
+pub mod parsers;
 mod push;
 mod revocations;
 mod sign_in;
 mod sign_out;
+mod ssh_certificates;
 mod ssh_keys;
 mod token;
 mod tokens;
@@ -71,6 +73,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/tokens/{id}", delete(tokens::revoke))
         .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))
         .route("/ssh/keys/{id}", delete(ssh_keys::remove_by_id))
+        .route("/ssh/certificate", post(ssh_certificates::certify))
+        .route("/ssh/authority", get(ssh_certificates::authority))
         .route("/internal/ssh-keys", get(internal::ssh_keys))
         .route("/internal/revocations", get(revocations::snapshot))
         .route("/internal/revocations/events", get(revocations::events))

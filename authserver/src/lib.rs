@@ -18,6 +18,7 @@ mod issuer;
 mod jws;
 mod limiter;
 mod listen;
+mod master_key;
 mod metrics;
 mod password;
 mod pkce;
@@ -25,6 +26,7 @@ mod scope;
 mod secret;
 mod server;
 mod signing;
+mod ssh_authority;
 mod ssh_key;
 mod store;
 mod throttle;
@@ -35,9 +37,16 @@ pub use self::{
     database::Database,
     federation::ProviderConfig,
     issuer::{GATE_CALLBACK, Issuer},
+    master_key::{MasterKey, MasterKeyError},
     server::{Authserver, Clock, serve},
     store::{
-        NewPersonalToken, NewServiceAccount, Person, PersonalToken, Proof, ServiceAccountEntry,
-        SshKey, Store, StoreError,
+        KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Person, PersonalToken, Proof,
+        ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
     },
 };
+
+/// Parsers of outside input, for fuzzing; not an API.
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::http::parsers::{authorize_query, cookies, jwt, token_form};
+}

@@ -63,7 +63,7 @@ pub(super) struct Prompt {
 
 impl Prompt {
     /// None when `none` is not alone.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let mut prompt = Self::default();
         let mut count = 0;
         for value in text.split_ascii_whitespace() {

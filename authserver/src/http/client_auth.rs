@@ -147,6 +147,11 @@ fn read(headers: &HeaderMap, form: &Params) -> Result<Option<Presented>, OAuthEr
     }))
 }
 
+/// True when there is something that could be a client, presented in one way.
+pub(super) fn is_readable(headers: &HeaderMap, form: &Params) -> bool {
+    read(headers, form).is_ok_and(|presented| presented.is_some())
+}
+
 /// Both parts are form-encoded before they are joined (RFC 6749, section 2.3.1).
 fn basic_credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();

@@ -125,7 +125,10 @@ async fn rfc_6749_endpoints_that_change_something_take_post_only() {
         assert_eq!(server.get(path).await.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
     }
     // And no parameters in the address.
-    let path = format!("/token?grant_type=client_credentials&client_id={}&client_secret={}", OTHER.0, OTHER.1);
+    let path = format!(
+        "/token?grant_type=client_credentials&client_id={}&client_secret={}",
+        OTHER.0, OTHER.1
+    );
     let response = server.request(Method::POST, &path).form(&[("x", "y")]).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
 }
@@ -208,7 +211,11 @@ async fn attack_12_forged_access_tokens_are_refused() {
     let mut admin = payload.clone();
     admin["preferred_username"] = json!("bob");
     forged.push(format!("{}.{}.{signature}", encode(&header), encode(&admin)));
-    forged.push(keys::sign(1, &json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": header["kid"] }), &payload));
+    forged.push(keys::sign(
+        1,
+        &json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": header["kid"] }),
+        &payload,
+    ));
     forged.push(format!("{good}x"));
     // As large as a head may be; a larger one does not get this far.
     forged.push(format!("{good}{}", "A".repeat(10_000)));
