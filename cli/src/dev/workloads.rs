@@ -79,7 +79,8 @@ fn lab_spec() -> Value {
         ],
         "port": 8888,
         "protocol": "Jupyter",
-        "storage": {"size": "1Gi"},
+        // The one that this node makes volumes of, whatever else the cluster has.
+        "storage": {"size": "1Gi", "storageClassName": "dormouse-local"},
     })
 }
 
