@@ -254,7 +254,8 @@ mod tests {
     fn renewals() -> Renewals {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let http = reqwest::Client::new();
-        let issuer = Issuer::new("https://auth.test", "http://127.0.0.1:9", "gate", "s".into(), http);
+        let issuer =
+            Issuer::new("https://auth.test", "http://127.0.0.1:9", "gate", "s".into(), http);
         let expected = Expected {
             issuer: "https://auth.test".to_owned(),
             audience: "dormouse".to_owned(),
