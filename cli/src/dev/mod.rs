@@ -1,6 +1,7 @@
 //! `dormouse dev`: the whole system in one process on loopback, with local processes in place of a
 //! cluster's pods. Every service is the one that runs in production.
 
+mod clients;
 mod cluster_side;
 mod people;
 mod place;
@@ -40,6 +41,9 @@ pub struct Options {
     /// Use this API server, with this machine as one of its nodes, in place of the embedded one
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// A TOML file with [[clients]]: other programs that sign people in here
+    #[arg(long, value_name = "FILE", value_parser = clients::read)]
+    clients: Option<clients::Clients>,
 }
 
 /// Below this a person who reads is taken for one who left.

@@ -146,12 +146,13 @@ pub async fn start(
     let authserver = begin("authserver", &audit, stop).await?;
     let authserver_port = loopback().await?;
     let internal = format!("http://{}", authserver_port.local_addr()?);
-    let config = settings(json!({
+    let mut config: authserver::Config = settings(json!({
         "issuer": addresses.issuer,
         "base_domain": base,
         "database": place.database(),
         "client_secret_file": secret,
     }))?;
+    config.clients = options.clients.clone().unwrap_or_default().clients;
     let serving = authserver::serve(config, authserver_port, authserver.ctx.clone());
     services.add("authserver", authserver, serving, Router::new());
 
