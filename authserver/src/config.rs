@@ -6,7 +6,10 @@ use domain::name::UserName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{address::Cidr, client::GrantType, database::Database, issuer::Issuer};
+use crate::{
+    address::Cidr, client::GrantType, database::Database, federation::ProviderConfig,
+    issuer::Issuer, master_key::MasterKeyText,
+};
 
 /// Settings of `dormouse authserver`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -27,6 +30,26 @@ pub struct Config {
     /// variable `PGPASSWORD`.
     #[serde(default)]
     pub database_password_file: Option<PathBuf>,
+    /// A file with the master key: 32 bytes in base64 (`openssl rand -base64 32`), the same for all
+    /// replicas. The keys in the database are sealed with it; without one they are kept in the
+    /// clear. Keep a copy of it apart from the database's backups.
+    #[serde(default)]
+    pub master_key_file: Option<PathBuf>,
+    /// The master key itself, meant for the environment: `DORMOUSE_AUTHSERVER__MASTER_KEY`.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub master_key: Option<MasterKeyText>,
+    /// Make the master key's file when it is missing.
+    #[serde(default)]
+    pub create_master_key: bool,
+    /// How long one key signs before the next one does.
+    #[serde(default = "default_signing_key_lifetime", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub signing_key_lifetime: Duration,
+    /// How long a key is published before it signs: longer than anybody keeps the key set.
+    #[serde(default = "default_signing_key_notice", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub signing_key_notice: Duration,
     /// `aud` of access tokens: what the gateways expect.
     #[serde(default = "default_audience")]
     pub audience: String,
@@ -51,6 +74,10 @@ pub struct Config {
     #[serde(default = "default_personal_token_max", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub personal_token_max: Duration,
+    /// How long an SSH certificate is valid, at most 16 hours.
+    #[serde(default = "default_ssh_certificate_lifetime", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub ssh_certificate_lifetime: Duration,
     /// Networks whose `X-Forwarded-For` is believed, in CIDR notation.
     #[serde(default = "loopback")]
     #[schemars(with = "Vec<String>")]
@@ -58,6 +85,13 @@ pub struct Config {
     /// Other applications that sign people in here.
     #[serde(default)]
     pub clients: Vec<ClientConfig>,
+    /// Other providers that people sign in with, in the order in which they are shown.
+    #[serde(default)]
+    pub providers: Vec<ProviderConfig>,
+    /// People with a password here may sign in with it. With this off and one provider, nobody is
+    /// asked how to sign in.
+    #[serde(default = "yes")]
+    pub local_sign_in: bool,
 }
 
 /// An application that signs people in through Dormouse.
@@ -114,6 +148,14 @@ pub struct NewPerson {
     pub groups: Vec<String>,
 }
 
+fn default_signing_key_lifetime() -> Duration {
+    Duration::from_secs(30 * 24 * 3600)
+}
+
+fn default_signing_key_notice() -> Duration {
+    Duration::from_secs(3600)
+}
+
 fn default_audience() -> String {
     "dormouse".to_owned()
 }
@@ -138,12 +180,20 @@ fn default_personal_token_max() -> Duration {
     Duration::from_secs(366 * 24 * 3600)
 }
 
+fn default_ssh_certificate_lifetime() -> Duration {
+    Duration::from_secs(8 * 3600)
+}
+
 fn default_grant_types() -> Vec<GrantType> {
     vec![GrantType::AuthorizationCode, GrantType::RefreshToken]
 }
 
 fn default_scopes() -> Vec<String> {
     ["openid", "profile", "email", "groups"].map(str::to_owned).to_vec()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn loopback() -> Vec<Cidr> {

@@ -1,10 +1,14 @@
 //! Wires the server together: settings in, a router and a serving loop out.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
+use anyhow::bail;
 use axum::Router;
 use domain::token::{Expected, KeySet, Verifier};
 use jiff::Timestamp;
@@ -27,10 +31,12 @@ use crate::{
     issuer::{GateHosts, Issuer},
     limiter::{Limiter, Rate},
     listen,
+    master_key::MasterKey,
     metrics::Metrics,
     secret::Sealer,
-    signing::KeyRing,
-    store::{Store, StoreError, advance},
+    signing::Keys,
+    ssh_authority::SshAuthority,
+    store::{KeyPlan, Store, StoreError, advance},
     throttle::Throttle,
 };
 
@@ -45,6 +51,13 @@ const FEED_CHECK: Duration = Duration::from_secs(1);
 
 /// The same for revocations, which have to be everywhere within a second.
 const REVOCATION_CHECK: Duration = Duration::from_millis(100);
+
+/// How often to see whether a signing key's time is over.
+const KEY_CHECK: Duration = Duration::from_secs(60);
+
+/// SSH certificates cannot be called back one by one: a working day and some overtime.
+const MIN_CERTIFICATE: Duration = Duration::from_secs(60);
+const MAX_CERTIFICATE: Duration = Duration::from_secs(16 * 3600);
 
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
 
@@ -64,7 +77,9 @@ pub(crate) struct Server {
     pub personal_token_max: Duration,
     pub trusted_proxies: Vec<Cidr>,
     pub store: Store,
-    pub ring: KeyRing,
+    pub ring: Keys,
+    key_version: AtomicI64,
+    key_plan: KeyPlan,
     pub verifier: Verifier,
     pub sealer: Sealer,
     pub metrics: Metrics,
@@ -75,6 +90,8 @@ pub(crate) struct Server {
     pub revoked: watch::Sender<i64>,
     pub revocation_epoch: String,
     pub federation: Federation,
+    pub ssh_authority: SshAuthority,
+    pub ssh_certificate_lifetime: Duration,
     throttle: Mutex<Throttle>,
     limits: Mutex<Limits>,
     clock: Clock,
@@ -88,6 +105,8 @@ pub(crate) struct Limits {
     pub device_codes: Limiter,
     /// Sign-ins that begin at another provider: each is remembered for a while.
     pub upstream_starts: Limiter,
+    /// Certificates, by person.
+    pub ssh_certificates: Limiter,
 }
 
 impl Default for Limits {
@@ -97,6 +116,7 @@ impl Default for Limits {
             device_starts: Limiter::new(rate(10, 6_000), rate(200, 50)),
             device_codes: Limiter::new(rate(10, 30_000), rate(200, 200)),
             upstream_starts: Limiter::new(rate(60, 1_000), rate(1_000, 20)),
+            ssh_certificates: Limiter::new(rate(20, 30_000), rate(1_000, 20)),
         }
     }
 }
@@ -121,6 +141,20 @@ impl Server {
     pub async fn check_feed(&self) -> Result<(), StoreError> {
         let version = self.store.ssh_feed_version().await?;
         self.ssh_feed.send_if_modified(|known| std::mem::replace(known, version) != version);
+        self.check_keys().await
+    }
+
+    /// Takes over signing keys that another replica or an operator has made or removed.
+    async fn check_keys(&self) -> Result<(), StoreError> {
+        let version = self.store.key_version().await?;
+        if self.key_version.load(Ordering::Acquire) != version {
+            let ring = self.store.key_ring(self.now()).await?;
+            if let Ok(keys) = KeySet::from_json(ring.jwks().as_bytes()) {
+                self.verifier.set_keys(keys);
+            }
+            self.ring.replace(ring);
+            self.key_version.store(version, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -143,14 +177,29 @@ impl Authserver {
     pub async fn open(config: &Config, context: Context, clock: Clock) -> anyhow::Result<Self> {
         let clients = Client::from_config(config)?;
         let gate = GateHosts::new(&config.issuer, &config.base_domain)?;
+        anyhow::ensure!(
+            (MIN_CERTIFICATE..=MAX_CERTIFICATE).contains(&config.ssh_certificate_lifetime),
+            "ssh_certificate_lifetime must be between one minute and 16 hours"
+        );
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         let database = match &config.database_password_file {
             Some(file) => config.database.clone().with_password(&runtime::secret::read(file)?),
             None => config.database.clone(),
         };
-        let store = Store::open(&database).await?;
+        let master_key = match (&config.master_key_file, &config.master_key) {
+            (Some(_), Some(_)) => bail!("set master_key_file or master_key, not both"),
+            (Some(file), None) if config.create_master_key => {
+                Some(MasterKey::from_file_or_new(file)?)
+            }
+            (Some(file), None) => Some(MasterKey::from_file(file)?),
+            (None, Some(text)) => Some(text.parse()?),
+            (None, None) => None,
+        };
+        let store = Store::open_with(&database, master_key).await?;
         store.set_clients(&clients).await?;
-        let ring = store.key_ring().await?;
+        // Before the keys: a change in between is seen later.
+        let key_version = store.key_version().await?;
+        let ring = store.key_ring(clock()).await?;
         let expected = Expected {
             issuer: config.issuer.as_str().to_owned(),
             audience: config.audience.clone(),
@@ -158,7 +207,13 @@ impl Authserver {
         };
         let verifier = Verifier::new(expected, VERIFIED);
         verifier.set_keys(KeySet::from_json(ring.jwks().as_bytes())?);
+        let ssh_authority = store.ssh_authority().await?;
         let version = store.ssh_feed_version().await?;
+        let key_plan = KeyPlan {
+            lifetime: config.signing_key_lifetime,
+            notice: config.signing_key_notice,
+            longest_token: config.access_token_lifetime,
+        };
         let revoked = watch::Sender::new(store.revocation_version().await?);
         let revocation_epoch = store.revocation_epoch().await?;
         let server = Server {
@@ -173,7 +228,9 @@ impl Authserver {
             trusted_proxies: config.trusted_proxies.clone(),
             sealer: store.sealer().await?,
             store,
-            ring,
+            ring: Keys::new(ring, clock.clone()),
+            key_version: AtomicI64::new(key_version),
+            key_plan,
             verifier,
             metrics: Metrics::register(&context.registry)?,
             audit: context.audit.clone(),
@@ -182,6 +239,8 @@ impl Authserver {
             revoked,
             revocation_epoch,
             federation,
+            ssh_authority,
+            ssh_certificate_lifetime: config.ssh_certificate_lifetime,
             throttle: Mutex::default(),
             limits: Mutex::default(),
             clock,
@@ -248,6 +307,7 @@ async fn listen_for_revocations(app: App) {
 async fn keep_up(app: App, context: Context) {
     let mut feed = interval(FEED_CHECK);
     let mut clean_up = interval(CLEAN_UP);
+    let mut keys = interval(KEY_CHECK);
     // PostgreSQL tells of them; asking is for when that connection is broken.
     let tells = app.store.tells_of_revocations();
     let mut revocations = interval(if tells { FEED_CHECK } else { REVOCATION_CHECK });
@@ -258,6 +318,7 @@ async fn keep_up(app: App, context: Context) {
             _ = feed.tick() => app.check_feed().await,
             _ = revocations.tick() => app.check_revocations().await,
             _ = clean_up.tick() => clean(&app).await,
+            _ = keys.tick() => app.store.tend_keys(app.key_plan, app.now()).await,
         };
         let state = done.map_err(|error| {
             tracing::warn!(%error, "the database does not answer");

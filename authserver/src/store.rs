@@ -19,33 +19,36 @@ mod rotation;
 mod service_accounts;
 mod sessions;
 mod ssh_keys;
+mod ssh_people;
 mod upstreams;
 mod withdrawals;
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use sqlx::AnyPool;
+use tokio::sync::OnceCell;
 use url::Url;
 
 pub use self::{
     devices::{Asked, Lifetimes, NewDevice},
     flows::{Consent, PUSHED_LIFETIME},
     grants::{NewCode, RedeemError, Redeemed},
+    keys::{KeyEntry, KeyPlan},
     logout_notices::LogoutNotice,
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
-    sessions::Session,
+    sessions::{Session, SessionEntry},
     ssh_keys::SshKey,
     upstreams::{Arrival, UpstreamRequest},
 };
 pub(crate) use self::{open::Dialect, revocations::advance};
 use crate::{
     database::Database,
+    master_key::MasterKey,
     password::{PasswordError, Passwords},
-    secret::random,
     signing::SigningError,
 };
 
@@ -61,6 +64,13 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
     #[error("the database holds something unreadable: {0}")]
     Damaged(&'static str),
+    #[error(
+        "the keys in the database are sealed; name the master key with master_key_file, or \
+         --master-key-file"
+    )]
+    NoMasterKey,
+    #[error("the keys in the database are sealed with another master key; use the one of before")]
+    WrongMasterKey,
     #[error("there is no person named {0}")]
     NoSuchPerson(String),
     #[error(transparent)]
@@ -83,26 +93,33 @@ pub struct Store {
     pool: AnyPool,
     dialect: Dialect,
     passwords: Passwords,
-    refresh_key: hmac::Key,
+    master_key: Option<MasterKey>,
+    refresh_key: Arc<OnceCell<hmac::Key>>,
     /// Where PostgreSQL tells of what happens.
     listen_to: Option<Url>,
 }
 
 impl Store {
-    /// Opens the database, makes the file when it is missing, brings its tables up to date and
-    /// makes the first signing key.
+    /// Opens the database, makes the file when it is missing, and brings its tables up to date. What
+    /// is sealed with a master key cannot be used.
     pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        Self::open_with(database, None).await
+    }
+
+    /// The same with the master key. What was kept in the clear before is sealed with it.
+    pub async fn open_with(
+        database: &Database,
+        master_key: Option<MasterKey>,
+    ) -> Result<Self, StoreError> {
         let (pool, dialect) = open::pool(database).await?;
         let listen_to = match database {
             Database::Postgres(url) => Some(url.clone()),
             Database::File(_) => None,
         };
-        // Replaced at once by the one that is kept.
-        let refresh_key = hmac::Key::new(hmac::HMAC_SHA256, &random());
-        let mut store =
-            Self { pool, dialect, passwords: Passwords::default(), refresh_key, listen_to };
-        store.ensure_signing_key(Timestamp::now()).await?;
-        store.refresh_key = store.load_refresh_key().await?;
+        let passwords = Passwords::default();
+        let refresh_key = Arc::default();
+        let store = Self { pool, dialect, passwords, master_key, refresh_key, listen_to };
+        store.seal_all().await?;
         Ok(store)
     }
 
@@ -141,7 +158,10 @@ impl Store {
         .bind(now - 3600)
         .execute(&mut *tx)
         .await?;
-        sqlx::query("DELETE FROM revocations WHERE expires_at < $1")
+        sqlx::query(
+            "DELETE FROM revocations
+             WHERE expires_at < $1 AND version < (SELECT max(version) FROM revocations)",
+        )
             .bind(now)
             .execute(&mut *tx)
             .await?;

@@ -1,5 +1,9 @@
-//! `dormouse auth ...`: people and tokens, straight in the authserver's database. Safe beside a
+//! `dormouse auth ...`: people, tokens, keys and sessions, straight in the authserver's database. Safe beside a
 //! running server.
+
+mod keys;
+mod service_accounts;
+mod sessions;
 
 use std::{
     io::{IsTerminal, Read},
@@ -8,13 +12,16 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use authserver::{Database, Issuer, NewPerson, NewPersonalToken, Store};
+use authserver::{Database, Issuer, MasterKey, NewPerson, NewPersonalToken, Store};
 use clap::{Args, Subcommand};
 use domain::name::UserName;
 use jiff::Timestamp;
 use serde_json::json;
 
 use crate::dev;
+
+/// The variable that the server, too, takes the master key from.
+const MASTER_KEY: &str = "DORMOUSE_AUTHSERVER__MASTER_KEY";
 
 #[derive(Subcommand)]
 pub enum Order {
@@ -26,6 +33,15 @@ pub enum Order {
         after_help = "Example:\n  dormouse auth token --data-dir .dormouse --user alice --expires-in 30d"
     )]
     Token(TokenOptions),
+    /// List and rotate the keys that sign tokens
+    #[command(subcommand)]
+    Key(keys::KeyOrder),
+    /// List and end sessions
+    #[command(subcommand)]
+    Session(sessions::SessionOrder),
+    /// Make, list and end programs' accounts
+    #[command(subcommand)]
+    ServiceAccount(service_accounts::ServiceAccountOrder),
 }
 
 #[derive(Subcommand)]
@@ -58,6 +74,9 @@ pub struct Place {
     /// the variable PGPASSWORD)
     #[arg(long, value_name = "FILE|URL")]
     database: Option<Database>,
+    /// The master key's file, when keys are sealed with one; known when --data-dir is given
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_AUTHSERVER__MASTER_KEY_FILE")]
+    master_key_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -116,7 +135,17 @@ impl Place {
         {
             bail!("there is no database {}; check --data-dir or --database", path.display());
         }
-        Ok(Store::open(&database).await?)
+        let master_key = match (&self.master_key_file, &self.data_dir) {
+            (Some(file), _) => Some(file.clone()),
+            (None, Some(data_dir)) => Some(dev::master_key(data_dir)).filter(|file| file.exists()),
+            (None, None) => None,
+        };
+        let master_key = match (master_key, std::env::var(MASTER_KEY)) {
+            (Some(file), _) => Some(MasterKey::from_file(&file)?),
+            (None, Ok(text)) => Some(MasterKey::from_text(&text)?),
+            (None, Err(_)) => None,
+        };
+        Ok(Store::open_with(&database, master_key).await?)
     }
 }
 
@@ -132,6 +161,9 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
             Ok(place.open().await?.enable_user(&name).await?)
         }
         Order::Token(options) => token(options, now).await,
+        Order::Key(order) => keys::run(order, now).await,
+        Order::Session(order) => sessions::run(order, now).await,
+        Order::ServiceAccount(order) => service_accounts::run(order, now).await,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod classify;
 pub mod identity;
 pub mod idle;
 pub mod name;
+pub mod revocation;
 pub mod route;
 pub mod token;
 pub mod wake;

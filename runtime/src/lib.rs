@@ -1,5 +1,5 @@
-//! The plumbing of every service: settings, telemetry, admin endpoint, key refresh, TLS, audit
-//! events, shutdown.
+//! The plumbing of every service: settings, telemetry, admin endpoint, key refresh, revocations,
+//! TLS, audit events, shutdown.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod activity;
@@ -8,6 +8,7 @@ pub mod audit;
 pub mod health;
 pub mod http;
 pub mod jwks;
+pub mod revocations;
 pub mod secret;
 pub mod service;
 pub mod settings;

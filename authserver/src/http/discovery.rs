@@ -74,5 +74,5 @@ pub(super) async fn metadata(State(app): State<App>) -> Response {
 
 pub(super) async fn jwks(State(app): State<App>) -> Response {
     let kind = (header::CONTENT_TYPE, "application/jwk-set+json");
-    ([CACHED, kind], app.ring.jwks().to_owned()).into_response()
+    ([CACHED, kind], app.ring.jwks()).into_response()
 }

@@ -17,7 +17,7 @@ use super::{
     error::{ApiError, OAuthError},
     params::Params,
 };
-use crate::{client::ClientKind, server::App};
+use crate::{client::ClientKind, server::App, store::StoreError};
 
 /// How long a reader that is up to date is held.
 const HOLD: Duration = Duration::from_secs(25);
@@ -48,7 +48,12 @@ pub(super) async fn ssh_keys(
         _ = timeout(HOLD, other) => {}
         () = app.shutdown.cancelled() => {}
     }
-    let feed = app.store.ssh_feed().await;
-    let (version, keys) = feed.map_err(|error| ApiError::from(error).into_response())?;
-    Ok(Json(json!({ "version": version, "keys": keys })).into_response())
+    let failed = |error: StoreError| ApiError::from(error).into_response();
+    let (version, keys, people) = app.store.ssh_feed().await.map_err(failed)?;
+    let document = json!({
+        "version": version, "keys": keys,
+        // Whose certificates to believe, and about whom.
+        "authorities": [app.ssh_authority.public_key()], "people": people,
+    });
+    Ok(Json(document).into_response())
 }

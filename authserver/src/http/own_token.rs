@@ -34,7 +34,7 @@ const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
 /// The claims, if we signed the token and it is its time.
 fn read(app: &Server, token: &str, now: Timestamp) -> Option<Claims> {
-    let keys = JwkSet::from_json(app.ring.jwks()).ok()?;
+    let keys = JwkSet::from_json(&app.ring.jwks()).ok()?;
     let claims: Claims = keys.verify(token, |typ| typ == Some(TYP)).ok()?;
     let now = now.as_second();
     let good = claims.iss == app.issuer.as_str() && claims.exp > now && claims.nbf <= now;

@@ -1,57 +1,268 @@
-//! The server's own keys.
+//! The server's own keys: those that sign tokens, and secrets that never leave it.
+//!
+//! A signing key is published as soon as it is there, signs from a time that is written beside it,
+//! and goes when all that it signed has expired.
+
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
+use serde::Serialize;
+use sqlx::FromRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, seconds, time};
 use crate::{
+    master_key::is_sealed,
     secret::{Sealer, random},
     signing::{KeyRing, KeyState, SigningError, SigningKey},
 };
 
-impl Store {
-    /// Makes the first signing key. Of several servers that start at once, one wins.
-    pub(super) async fn ensure_signing_key(&self, now: Timestamp) -> Result<(), StoreError> {
-        let active: Option<String> =
-            sqlx::query_scalar("SELECT kid FROM signing_keys WHERE state = 'active'")
-                .fetch_optional(&self.pool)
-                .await?;
-        if active.is_some() {
-            return Ok(());
-        }
-        let (kid, private_key) = tokio::task::spawn_blocking(SigningKey::generate)
-            .await
-            .map_err(|_| SigningError::Generate)??;
-        sqlx::query(
-            "INSERT INTO signing_keys (kid, state, private_key, created_at)
-             SELECT $1, 'active', $2, $3
-             WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE state = 'active')
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(kid)
-        .bind(private_key)
-        .bind(now.as_second())
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
+/// Beyond the last expiry, for clocks that differ and for whoever looks back.
+const KEEP: i64 = 24 * 3600;
 
-    /// All keys that are published, the oldest first.
-    pub async fn key_ring(&self) -> Result<KeyRing, StoreError> {
-        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT kid, state, private_key FROM signing_keys ORDER BY created_at, kid",
+/// How signing keys come and go.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyPlan {
+    /// How long one signs.
+    pub lifetime: Duration,
+    /// How long it is published before it signs, so that everybody has it by then.
+    pub notice: Duration,
+    /// The longest life of a token that is not written down by itself.
+    pub longest_token: Duration,
+}
+
+/// A signing key as it is listed.
+#[derive(Debug, Clone, Serialize)]
+pub struct KeyEntry {
+    pub kid: String,
+    /// `next`, `active` or `retired`.
+    pub state: &'static str,
+    pub published_at: Timestamp,
+    pub active_from: Timestamp,
+    /// Whether it is sealed with a master key.
+    pub sealed: bool,
+}
+
+#[derive(FromRow)]
+struct Row {
+    kid: String,
+    private_key: Vec<u8>,
+    created_at: i64,
+    active_from: i64,
+}
+
+/// What the sealed form of a signing key is bound to.
+fn label(kid: &str) -> String {
+    format!("token key {kid}")
+}
+
+impl Store {
+    async fn key_rows(&self) -> Result<Vec<Row>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT kid, private_key, created_at, active_from FROM token_keys
+             ORDER BY active_from, created_at, kid",
         )
         .fetch_all(&self.pool)
-        .await?;
+        .await?)
+    }
+
+    pub(crate) async fn key_version(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar("SELECT version FROM feeds WHERE name = 'token-keys'")
+            .fetch_one(&self.pool)
+            .await?)
+    }
+
+    /// All keys that are published. Makes the first one; of several servers that start at once, one
+    /// wins.
+    pub(crate) async fn key_ring(&self, now: Timestamp) -> Result<KeyRing, StoreError> {
+        let mut rows = self.key_rows().await?;
+        if rows.is_empty() {
+            let (kid, private_key) = self.new_key().await?;
+            self.add_key(&kid, &private_key, now, now, |newest| newest.is_none()).await?;
+            rows = self.key_rows().await?;
+        }
         let mut keys = Vec::with_capacity(rows.len());
-        for (kid, state, private_key) in rows {
-            let key = KeyState::parse(&state)
-                .and_then(|state| SigningKey::from_pkcs8(state, &private_key))
+        for Row { kid, private_key, active_from, .. } in rows {
+            let private_key = self.unseal(&label(&kid), &private_key)?;
+            let key = SigningKey::from_pkcs8(active_from, &private_key)
                 .filter(|key| key.kid == kid)
                 .ok_or(SigningError::Damaged(kid))?;
             keys.push(key);
         }
         Ok(KeyRing::new(keys)?)
+    }
+
+    /// The key set that is published (RFC 7517, section 5).
+    pub async fn key_set(&self, now: Timestamp) -> Result<String, StoreError> {
+        Ok(self.key_ring(now).await?.jwks().to_owned())
+    }
+
+    pub async fn list_keys(&self, now: Timestamp) -> Result<Vec<KeyEntry>, StoreError> {
+        let rows = self.key_rows().await?;
+        let times: Vec<i64> = rows.iter().map(|row| row.active_from).collect();
+        let entry = |(index, row): (usize, Row)| {
+            Ok(KeyEntry {
+                state: KeyState::of(&times, index, now.as_second()).as_str(),
+                kid: row.kid,
+                published_at: time(row.created_at)?,
+                active_from: time(row.active_from)?,
+                sealed: is_sealed(&row.private_key),
+            })
+        };
+        rows.into_iter().enumerate().map(entry).collect()
+    }
+
+    /// Publishes a new key when the newest will have signed for its time, and removes keys that
+    /// nothing needs any more. Any number of replicas may do this at once.
+    pub async fn tend_keys(&self, plan: KeyPlan, now: Timestamp) -> Result<(), StoreError> {
+        let second = now.as_second();
+        let rows = self.key_rows().await?;
+        let end = |newest: i64| newest.saturating_add(seconds(plan.lifetime));
+        let due = |newest: Option<i64>| {
+            newest.is_some_and(|newest| end(newest).saturating_sub(seconds(plan.notice)) <= second)
+        };
+        let newest = rows.iter().map(|row| row.active_from).max();
+        if let Some(newest) = newest.filter(|newest| due(Some(*newest))) {
+            let (kid, private_key) = self.new_key().await?;
+            let from = end(newest).max(second.saturating_add(seconds(plan.notice)));
+            self.add_key(&kid, &private_key, now, time(from)?, due).await?;
+        }
+        for pair in rows.windows(2) {
+            let [old, next] = pair else { continue };
+            let last = next.active_from.saturating_add(seconds(plan.longest_token));
+            if last.saturating_add(KEEP) < second && !self.key_is_needed(old, next, second).await? {
+                self.remove_keys("DELETE FROM token_keys WHERE kid = $1", &old.kid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a personal token lives that was signed between those two times.
+    async fn key_is_needed(&self, old: &Row, next: &Row, now: i64) -> Result<bool, StoreError> {
+        let live: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM personal_tokens
+             WHERE created_at >= $1 AND created_at <= $2 AND expires_at > $3
+               AND revoked_at IS NULL",
+        )
+        .bind(old.active_from - 300)
+        .bind(next.active_from + 300)
+        .bind(now - KEEP)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(live > 0)
+    }
+
+    /// Publishes a new key that signs after the notice. Refused while one waits to sign.
+    pub async fn rotate_key(&self, notice: Duration, now: Timestamp) -> Result<(), StoreError> {
+        let second = now.as_second();
+        let from = time(second.saturating_add(seconds(notice)))?;
+        let (kid, private_key) = self.new_key().await?;
+        let none_waits = |newest: Option<i64>| newest.is_none_or(|newest| newest <= second);
+        if self.add_key(&kid, &private_key, now, from, none_waits).await? {
+            Ok(())
+        } else {
+            Err(StoreError::Invalid(
+                "a next key is published already and will sign by itself; see `auth key list`",
+            ))
+        }
+    }
+
+    /// After a theft: a new key signs from now on, and what any other one signed is void.
+    pub async fn replace_keys(&self, now: Timestamp) -> Result<(), StoreError> {
+        let (kid, private_key) = self.new_key().await?;
+        self.add_key(&kid, &private_key, now, now, |_| true).await?;
+        self.remove_keys("DELETE FROM token_keys WHERE kid <> $1", &kid).await
+    }
+
+    /// A new key, sealed if there is a master key.
+    async fn new_key(&self) -> Result<(String, Vec<u8>), StoreError> {
+        let made = tokio::task::spawn_blocking(SigningKey::generate).await;
+        let (kid, der) = made.map_err(|_| SigningError::Generate)??;
+        let private_key = self.seal(&label(&kid), &der)?;
+        Ok((kid, private_key))
+    }
+
+    /// Adds the key if `wanted` says so of the time of the newest one, which nobody can change
+    /// meanwhile.
+    async fn add_key(
+        &self,
+        kid: &str,
+        private_key: &[u8],
+        now: Timestamp,
+        from: Timestamp,
+        wanted: impl FnOnce(Option<i64>) -> bool,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        // First, for it is also the lock.
+        sqlx::query("UPDATE feeds SET version = version + 1 WHERE name = 'token-keys'")
+            .execute(&mut *tx)
+            .await?;
+        let newest: Option<i64> = sqlx::query_scalar(
+            "SELECT active_from FROM token_keys ORDER BY active_from DESC LIMIT 1",
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if !wanted(newest) {
+            return Ok(false);
+        }
+        sqlx::query(
+            "INSERT INTO token_keys (kid, private_key, created_at, active_from)
+             VALUES ($1, $2, $3, $4)",
+        )
+        .bind(kid)
+        .bind(private_key)
+        .bind(now.as_second())
+        .bind(from.as_second())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn remove_keys(&self, statement: &'static str, kid: &str) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        sqlx::query("UPDATE feeds SET version = version + 1 WHERE name = 'token-keys'")
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(statement).bind(kid).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Seals what was kept in the clear before there was a master key.
+    pub(super) async fn seal_all(&self) -> Result<(), StoreError> {
+        if self.master_key.is_none() {
+            return Ok(());
+        }
+        for Row { kid, private_key, .. } in self.key_rows().await? {
+            if !is_sealed(&private_key) {
+                let sealed = self.seal(&label(&kid), &private_key)?;
+                sqlx::query(
+                    "UPDATE token_keys SET private_key = $1 WHERE kid = $2 AND private_key = $3",
+                )
+                .bind(sealed)
+                .bind(kid)
+                .bind(private_key)
+                .execute(&self.pool)
+                .await?;
+            }
+        }
+        let secrets: Vec<(String, Vec<u8>)> =
+            sqlx::query_as("SELECT name, secret FROM server_secrets").fetch_all(&self.pool).await?;
+        for (name, secret) in secrets {
+            if !is_sealed(&secret) {
+                let sealed = self.seal(&format!("secret {name}"), &secret)?;
+                sqlx::query(
+                    "UPDATE server_secrets SET secret = $1 WHERE name = $2 AND secret = $3",
+                )
+                .bind(sealed)
+                .bind(name)
+                .bind(secret)
+                .execute(&self.pool)
+                .await?;
+            }
+        }
+        Ok(())
     }
 
     /// The key of tickets and device cookies.
@@ -60,22 +271,45 @@ impl Store {
     }
 
     /// The key that derives refresh tokens from their predecessors.
-    pub(super) async fn load_refresh_key(&self) -> Result<hmac::Key, StoreError> {
-        Ok(hmac::Key::new(hmac::HMAC_SHA256, &self.server_secret("refresh").await?))
+    pub(super) async fn refresh_key(&self) -> Result<&hmac::Key, StoreError> {
+        self.refresh_key
+            .get_or_try_init(async || {
+                let secret = self.server_secret("refresh").await?;
+                Ok(hmac::Key::new(hmac::HMAC_SHA256, &secret))
+            })
+            .await
     }
 
-    /// 256 bits under that name, made at the first start. All replicas get the same.
-    async fn server_secret(&self, name: &str) -> Result<Vec<u8>, StoreError> {
+    /// 256 bits under that name, made at the first use. All replicas get the same.
+    pub(super) async fn server_secret(&self, name: &str) -> Result<Vec<u8>, StoreError> {
+        let label = format!("secret {name}");
         sqlx::query(
             "INSERT INTO server_secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
         .bind(name)
-        .bind(random().to_vec())
+        .bind(self.seal(&label, &random())?)
         .execute(&self.pool)
         .await?;
-        Ok(sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = $1")
-            .bind(name)
-            .fetch_one(&self.pool)
-            .await?)
+        let secret: Vec<u8> =
+            sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = $1")
+                .bind(name)
+                .fetch_one(&self.pool)
+                .await?;
+        self.unseal(&label, &secret)
+    }
+
+    fn seal(&self, label: &str, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
+        match &self.master_key {
+            Some(key) => key.seal(label, plain).ok_or(SigningError::Generate.into()),
+            None => Ok(plain.to_vec()),
+        }
+    }
+
+    fn unseal(&self, label: &str, kept: &[u8]) -> Result<Vec<u8>, StoreError> {
+        if !is_sealed(kept) {
+            return Ok(kept.to_vec());
+        }
+        let key = self.master_key.as_ref().ok_or(StoreError::NoMasterKey)?;
+        key.open(label, kept).map(|plain| plain.to_vec()).ok_or(StoreError::WrongMasterKey)
     }
 }

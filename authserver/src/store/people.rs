@@ -96,7 +96,8 @@ impl Store {
             .collect()
     }
 
-    /// Ends the person's sessions and keeps them from signing in. Their keys leave the feed.
+    /// Ends the person's sessions and tokens for good, and keeps them from signing in. Their keys
+    /// leave the feed, until the person is enabled again.
     pub async fn disable_user(&self, name: &UserName, now: Timestamp) -> Result<(), StoreError> {
         let now = now.as_second();
         let mut tx = self.write().await?;
@@ -107,14 +108,17 @@ impl Store {
         .bind(name.as_str())
         .execute(&mut *tx)
         .await?;
-        sqlx::query(
-            "UPDATE sessions SET ended_at = coalesce(ended_at, $1)
-             WHERE person_id = (SELECT id FROM people WHERE name = $2)",
-        )
-        .bind(now)
-        .bind(name.as_str())
-        .execute(&mut *tx)
-        .await?;
+        for statement in [
+            "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE ended_at IS NULL
+             AND person_id = (SELECT id FROM people WHERE name = $2)",
+            "UPDATE personal_tokens SET revoked_at = $1 WHERE revoked_at IS NULL
+             AND person_id = (SELECT id FROM people WHERE name = $2)",
+            "UPDATE service_tokens SET revoked_at = $1 WHERE revoked_at IS NULL
+             AND client_id IN (SELECT a.client_id FROM service_accounts a
+                JOIN people p ON p.id = a.person_id WHERE p.name = $2)",
+        ] {
+            sqlx::query(statement).bind(now).bind(name.as_str()).execute(&mut *tx).await?;
+        }
         tx.commit().await?;
         found(done.rows_affected(), name)
     }

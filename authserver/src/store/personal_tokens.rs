@@ -86,9 +86,9 @@ impl Store {
     ) -> Result<String, StoreError> {
         let person = self.person(user).await?.filter(|person| person.disabled_at.is_none());
         let person = person.ok_or_else(|| StoreError::NoSuchPerson(user.to_string()))?;
-        let ring = self.key_ring().await?;
+        let ring = self.key_ring(now).await?;
         let (claims, _) = self.record_personal_token(issuer, &person, &new, now).await?;
-        Ok(ring.sign(TYP, &claims)?)
+        Ok(ring.sign(TYP, &claims, now)?)
     }
 
     /// Writes a token down and returns what is to be signed.
@@ -117,7 +117,8 @@ impl Store {
         let done = sqlx::query(
             "INSERT INTO personal_tokens
              (jti, person_id, name, audience, scope, created_at, expires_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7 WHERE $8 > (SELECT count(*) FROM personal_tokens
+             SELECT $1, id, $3, $4, $5, $6, $7 FROM people
+             WHERE id = $2 AND disabled_at IS NULL AND $8 > (SELECT count(*) FROM personal_tokens
                 WHERE person_id = $2 AND revoked_at IS NULL AND expires_at > $6)",
         )
         .bind(&token.id)

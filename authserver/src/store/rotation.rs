@@ -58,7 +58,7 @@ impl Store {
         }
         let session = self.session_by_id(&row.session_id, idle, now).await?;
         let session = session.ok_or(RedeemError::SessionOver)?;
-        let successor = Secret::derived(&self.refresh_key, token);
+        let successor = Secret::derived(self.refresh_key().await?, token);
         if row.rotated_at.is_none() {
             self.rotate(token, &row.grant_id, &successor, now).await?;
         }

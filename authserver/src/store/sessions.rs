@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use domain::name::UserName;
 use jiff::Timestamp;
+use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -36,7 +38,98 @@ struct SessionRow {
     person: PersonRow,
 }
 
+/// A session as it is listed.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionEntry {
+    /// `sid`.
+    pub id: String,
+    pub user: UserName,
+    pub method: String,
+    pub signed_in_at: Timestamp,
+    /// To the minute.
+    pub used_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+#[derive(FromRow)]
+struct EntryRow {
+    id: String,
+    name: String,
+    method: String,
+    created_at: i64,
+    used_at: i64,
+    expires_at: i64,
+}
+
+impl TryFrom<EntryRow> for SessionEntry {
+    type Error = StoreError;
+    fn try_from(row: EntryRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            user: row.name.parse().map_err(|_| StoreError::Damaged("a person's name"))?,
+            method: row.method,
+            signed_in_at: time(row.created_at)?,
+            used_at: time(row.used_at)?,
+            expires_at: time(row.expires_at)?,
+        })
+    }
+}
+
 impl Store {
+    /// Sessions that have not ended, of one person or of all, the last used first; at most `limit`.
+    /// Whether one has been idle for too long is the server's to say.
+    pub async fn list_sessions(
+        &self,
+        user: Option<&UserName>,
+        limit: i64,
+        now: Timestamp,
+    ) -> Result<Vec<SessionEntry>, StoreError> {
+        sqlx::query_as::<_, EntryRow>(
+            "SELECT s.id, p.name, s.method, s.created_at, s.used_at, s.expires_at
+             FROM sessions s JOIN people p ON p.id = s.person_id
+             WHERE s.ended_at IS NULL AND s.expires_at > $1 AND ($2 = '' OR p.name = $2)
+             ORDER BY s.used_at DESC, s.id LIMIT $3",
+        )
+        .bind(now.as_second())
+        .bind(user.map_or("", UserName::as_str))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(SessionEntry::try_from)
+        .collect()
+    }
+
+    /// Whether there is such a session that has not ended.
+    pub async fn session_exists(&self, id: &str) -> Result<bool, StoreError> {
+        let found: Option<String> =
+            sqlx::query_scalar("SELECT id FROM sessions WHERE id = $1 AND ended_at IS NULL")
+                .bind(id)
+                .fetch_optional(&self.pool)
+                .await?;
+        Ok(found.is_some())
+    }
+
+    /// Ends all sessions of a person, and withdraws what was issued in them. Returns how many.
+    pub async fn end_sessions_of(
+        &self,
+        user: &UserName,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        if self.person(user).await?.is_none() {
+            return Err(StoreError::NoSuchPerson(user.to_string()));
+        }
+        let done = sqlx::query(
+            "UPDATE sessions SET ended_at = $1 WHERE ended_at IS NULL AND expires_at > $1
+             AND person_id = (SELECT id FROM people WHERE name = $2)",
+        )
+        .bind(now.as_second())
+        .bind(user.as_str())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
     pub async fn begin_session(
         &self,
         person: Person,
@@ -46,11 +139,16 @@ impl Store {
     ) -> Result<(Session, Secret), StoreError> {
         let (id, secret) = (Uuid::new_v4().to_string(), Secret::generate());
         let expires_at = now.as_second().saturating_add(seconds(max));
-        sqlx::query(
+        // Whoever disables the person at this moment does so before us, or ends this session too.
+        let done = sqlx::query(self.dialect.pick(
             "INSERT INTO sessions
              (id, secret_digest, person_id, method, created_at, used_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $5, $6)",
-        )
+             SELECT $1, $2, id, $4, $5, $5, $6 FROM people WHERE id = $3 AND disabled_at IS NULL",
+            "INSERT INTO sessions
+             (id, secret_digest, person_id, method, created_at, used_at, expires_at)
+             SELECT $1, $2, id, $4, $5, $5, $6 FROM people WHERE id = $3 AND disabled_at IS NULL
+             FOR SHARE",
+        ))
         .bind(&id)
         .bind(secret.digest())
         .bind(&person.subject)
@@ -59,6 +157,9 @@ impl Store {
         .bind(expires_at)
         .execute(&self.pool)
         .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::NoSuchPerson(person.name.to_string()));
+        }
         let expires_at = time(expires_at)?;
         let method = method.to_owned();
         Ok((Session { id, person, method, signed_in_at: now, expires_at }, secret))

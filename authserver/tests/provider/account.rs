@@ -150,6 +150,10 @@ async fn keys_are_registered_and_reach_the_gateways() {
     let third = body(feed("0").await.unwrap()).await;
     assert_eq!(third["keys"], json!([]));
     server.store.enable_user(&name).await.unwrap();
+    // Keys come back with the person; tokens ended for good.
+    let refused = server.api(Method::GET, "/ssh/keys", &alice, Value::Null).await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    let alice = server.personal_token("alice", 3600).await;
     let listed = body(server.api(Method::GET, "/ssh/keys", &alice, Value::Null).await).await;
     assert_eq!(listed["keys"][0]["name"], "laptop");
     let which = json!({ "name": "laptop" });

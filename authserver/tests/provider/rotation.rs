@@ -106,13 +106,6 @@ async fn attack_15_a_hundred_that_refresh_at_once_on_two_servers_get_one_success
 }
 
 async fn count_refresh_tokens(server: &Server) -> i64 {
-    sqlx::any::install_default_drivers();
-    let url = match database(server.folder.path()).await {
-        authserver::Database::File(path) => format!("sqlite://{}", path.display()),
-        authserver::Database::Postgres(url) => url.to_string(),
-    };
-    let pool = sqlx::AnyPool::connect(&url).await.unwrap();
-    let count = sqlx::query_scalar("SELECT count(*) FROM refresh_tokens").fetch_one(&pool).await;
-    pool.close().await;
-    count.unwrap()
+    let pool = pool(server).await;
+    sqlx::query_scalar("SELECT count(*) FROM refresh_tokens").fetch_one(&pool).await.unwrap()
 }

@@ -53,13 +53,23 @@ pub async fn database(folder: &Path) -> Database {
     std::fs::read_to_string(note).unwrap().parse().unwrap()
 }
 
+/// The server's database, for what no operator has a command for.
+pub async fn pool(server: &Server) -> sqlx::AnyPool {
+    let url = match database(server.folder.path()).await {
+        Database::File(path) => format!("sqlite://{}", path.display()),
+        Database::Postgres(url) => url.to_string(),
+    };
+    sqlx::AnyPool::connect(&url).await.unwrap()
+}
+
 pub struct Server {
     pub folder: TempDir,
     pub store: Store,
     pub base: String,
     clock: Arc<AtomicI64>,
     http: Client,
-    _shutdown: DropGuard,
+    shutdown: DropGuard,
+    serving: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// `[[clients]]` beside the gate: `other` with a secret, and the public `tool`.
@@ -135,6 +145,20 @@ impl Server {
         Self::run(folder, config, clock).await
     }
 
+    /// Ends the server as a signal would. What it kept stays.
+    pub async fn stop(self) -> (TempDir, Store) {
+        drop(self.shutdown);
+        self.serving.unwrap().await.unwrap();
+        (self.folder, self.store)
+    }
+
+    /// At the address of an earlier one.
+    pub async fn start_at(folder: TempDir, address: &str) -> Self {
+        let clock = Arc::new(AtomicI64::new(START));
+        let config = config(folder.path()).await;
+        Self::run_at(folder, config, clock, address).await
+    }
+
     /// With other settings, and the time that it really is: for tests with programs that have
     /// clocks of their own.
     pub async fn start_changed(change: impl FnOnce(&Path, &mut Config)) -> Self {
@@ -152,6 +176,15 @@ impl Server {
     }
 
     async fn run(folder: TempDir, config: Config, seconds: Arc<AtomicI64>) -> Self {
+        Self::run_at(folder, config, seconds, "127.0.0.1:0").await
+    }
+
+    async fn run_at(
+        folder: TempDir,
+        config: Config,
+        seconds: Arc<AtomicI64>,
+        address: &str,
+    ) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let clock: Clock = {
             let seconds = seconds.clone();
@@ -171,18 +204,18 @@ impl Server {
             let person = NewPerson { name: name.parse().unwrap(), email, groups };
             store.ensure_user(&person, Some(PASSWORD), start()).await.unwrap();
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(server.serve(listener));
-        let guard = shutdown.drop_guard();
-        Self { folder, store, base, clock: seconds, http: http(), _shutdown: guard }
+        let serving = Some(tokio::spawn(server.serve(listener)));
+        let shutdown = shutdown.drop_guard();
+        Self { folder, store, base, clock: seconds, http: http(), shutdown, serving }
     }
 
     /// A server of another process, which has the machine's own clock.
     pub fn elsewhere(folder: TempDir, store: Store, base: String) -> Self {
         let clock = Arc::new(AtomicI64::new(Timestamp::now().as_second()));
-        let guard = CancellationToken::new().drop_guard();
-        Self { folder, store, base, clock, http: http(), _shutdown: guard }
+        let shutdown = CancellationToken::new().drop_guard();
+        Self { folder, store, base, clock, http: http(), shutdown, serving: None }
     }
 
     pub fn now(&self) -> Timestamp {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use authserver::{Issuer, NewPerson, NewPersonalToken, Store};
+use authserver::{Issuer, MasterKey, NewPerson, NewPersonalToken, Store};
 use jiff::{SignedDuration, Timestamp};
 use runtime::secret;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,8 @@ pub async fn ensure(place: &Place, issuer: &str) -> anyhow::Result<Vec<Credentia
     let path = place.path("people.json");
     let kept: Option<Kept> =
         std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let store = Store::open(&place.database().into()).await?;
+    let master_key = MasterKey::from_file_or_new(&place.master_key())?;
+    let store = Store::open_with(&place.database().into(), Some(master_key)).await?;
     let parsed: Issuer = issuer.parse().context("the issuer")?;
     let mut users = Vec::new();
     for name in NAMES {

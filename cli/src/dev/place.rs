@@ -20,6 +20,11 @@ pub fn database(data_dir: &Path) -> PathBuf {
     data_dir.join("authserver.db")
 }
 
+/// The key that the secrets in the authserver's database are sealed with.
+pub fn master_key(data_dir: &Path) -> PathBuf {
+    data_dir.join("master-key")
+}
+
 /// The issuer of the last run, for operators' commands.
 pub fn issuer_of(data_dir: &Path) -> anyhow::Result<String> {
     Ok(secret::read(&data_dir.join("issuer"))?)
@@ -68,6 +73,10 @@ impl Place {
 
     pub fn database(&self) -> PathBuf {
         database(&self.root)
+    }
+
+    pub fn master_key(&self) -> PathBuf {
+        master_key(&self.root)
     }
 
     /// The secret that the gateways and the authserver share.

@@ -150,6 +150,8 @@ pub async fn start(
         "issuer": addresses.issuer,
         "base_domain": base,
         "database": place.database(),
+        "master_key_file": place.master_key(),
+        "create_master_key": true,
         "client_secret_file": secret,
     }))?;
     config.clients = options.clients.clone().unwrap_or_default().clients;

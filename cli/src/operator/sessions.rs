@@ -1,0 +1,86 @@
+//! `dormouse auth session ...`
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use domain::name::UserName;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::Place;
+
+/// More than anybody reads.
+const SHOWN_MAX: i64 = 10_000;
+
+#[derive(Subcommand)]
+pub enum SessionOrder {
+    /// List who is signed in, the last used first
+    #[command(
+        after_help = "Examples:\n  dormouse auth session list --data-dir .dormouse\n  dormouse auth session list --data-dir .dormouse --user alice --json"
+    )]
+    List(ListOptions),
+    /// Sign somebody out everywhere, or end one session
+    ///
+    /// Gateways close what is open within seconds. Personal tokens stay; to end those too, disable
+    /// the person.
+    #[command(
+        after_help = "Examples:\n  dormouse auth session end --data-dir .dormouse --user alice\n  dormouse auth session end --data-dir .dormouse --id 3f0d6c1e-1111-4222-8333-444444444444"
+    )]
+    End(EndOptions),
+}
+
+#[derive(Args)]
+pub struct ListOptions {
+    #[command(flatten)]
+    place: Place,
+    /// Of this person only
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
+}
+
+#[derive(Args)]
+pub struct EndOptions {
+    #[command(flatten)]
+    place: Place,
+    /// All sessions of this person
+    #[arg(long, value_name = "NAME", required_unless_present = "id", conflicts_with = "id")]
+    user: Option<UserName>,
+    /// The session of that id, as `list` shows it
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+}
+
+pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<()> {
+    match order {
+        SessionOrder::List(ListOptions { place, user }) => {
+            let store = place.open().await?;
+            for session in store.list_sessions(user.as_ref(), SHOWN_MAX, now).await? {
+                if place.json {
+                    println!("{}", json!(session));
+                } else {
+                    println!("{}  {}  last used {}", session.id, session.user, session.used_at);
+                }
+            }
+            Ok(())
+        }
+        SessionOrder::End(EndOptions { place, user, id }) => {
+            let store = place.open().await?;
+            let ended = match (&user, &id) {
+                (Some(user), _) => store.end_sessions_of(user, now).await?,
+                (None, Some(id)) if store.session_exists(id).await? => {
+                    store.end_session(id, now).await?;
+                    1
+                }
+                (None, Some(id)) => {
+                    bail!("there is no session {id}; see `dormouse auth session list`")
+                }
+                (None, None) => bail!("say whose sessions with --user, or which with --id"),
+            };
+            if place.json {
+                println!("{}", json!({ "ended": ended }));
+            } else {
+                println!("{ended} ended");
+            }
+            Ok(())
+        }
+    }
+}
