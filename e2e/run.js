@@ -10,7 +10,7 @@ import { Instance, foreignKubeconfig } from './support/instance.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 /** Each starts, kills or starves an instance, so it has its own. */
-const alone = ['sleep', 'restart'];
+const alone = ['relying_parties', 'restart', 'sleep'];
 
 const names = readdirSync(path.join(here, 'tests')).map((file) => file.replace(/\.test\.js$/, ''));
 const asked = process.argv.slice(2);
