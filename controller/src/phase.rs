@@ -44,16 +44,14 @@ pub fn tell(observed: &Observed<'_>) -> Told {
         let going = observed.replicas > 0;
         return told(Phase::Sleeping, going.then(|| "Its processes are ending".to_owned()));
     }
+    if observed.ready > 0 {
+        return told(Phase::Running, None);
+    }
     let newest = observed
         .pods
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
-    // A pod that is on its way out counts as ready until it is gone; nobody can be sent there.
-    let leaving = newest.is_none() && !observed.pods.is_empty();
-    if observed.ready > 0 && !leaving {
-        return told(Phase::Running, None);
-    }
     let Some(pod) = newest else { return starting("Requested", "Asking for a place to run") };
     if let Some(reason) = failure(pod) {
         return told(Phase::Failed, Some(reason));
@@ -149,16 +147,6 @@ mod tests {
         assert_eq!(tell(&asleep).phase, Phase::Sleeping);
         let running = Observed { ready: 1, ..observed(&[]) };
         assert_eq!(tell(&running).phase, Phase::Running);
-    }
-
-    #[test]
-    fn a_pod_that_is_leaving_does_not_make_it_running() {
-        let mut leaving = pod(json!({"containers": []}), json!({}));
-        leaving.metadata.deletion_timestamp =
-            serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap();
-        let woken = Observed { ready: 1, ..observed(std::slice::from_ref(&leaving)) };
-        assert_eq!(tell(&woken).phase, Phase::Starting);
-        assert_eq!(tell(&woken).progress.unwrap().step, "Requested");
     }
 
     #[test]

@@ -230,17 +230,23 @@ async fn reconcile<W: Reconciled>(
     };
     let counts = W::counts(&under);
     let (replicas, ready) = (counts.replicas, counts.ready(before.phase));
-    let waiting = !asleep && object.replicas() > 0 && ready == 0;
-    let pods = if waiting {
+    let coming = before.phase != Some(Phase::Running) || ready == 0;
+    let pods = if coming && !asleep && object.replicas() > 0 {
         let pods: Api<Pod> = Api::namespaced(shared.client.clone(), namespace);
         pods.list(&ListParams::default().labels(&manifest::selector_text(object))).await?.items
     } else {
         Vec::new()
     };
+    // A pod from before the wake counts as ready until it is gone, but nobody can be sent there.
+    let ready = if coming && !pods.iter().any(stays) { 0 } else { ready };
     let told = tell(&Observed { wanted: object.replicas(), asleep, replicas, ready, pods: &pods });
     let after = status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
     write(object, &before, &after, shared).await?;
     Ok(Action::await_change())
+}
+
+fn stays(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
 }
 
 /// What to tell the person whose workload the API server finds wrong, or its rules forbid; `None` for what may
