@@ -20,7 +20,7 @@ pub struct Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     pub kind: CredentialKind,
-    /// `jti` of a token, fingerprint of a key.
+    /// `jti` of a token, or of the token that a certificate was made with; fingerprint of a key.
     pub id: String,
     /// The sign-in session the credential belongs to, if any (`sid`).
     pub session: Option<String>,
@@ -50,4 +50,6 @@ pub enum CredentialKind {
     PersonalAccessToken,
     /// A registered SSH public key.
     SshKey,
+    /// An SSH certificate of the auth server's authority.
+    SshCertificate,
 }

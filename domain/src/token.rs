@@ -99,6 +99,9 @@ pub enum TokenError {
     Expired,
     #[error("the token is not valid yet")]
     NotYetValid,
+    /// Said by whoever follows revocations; a [`Verifier`] alone does not know.
+    #[error("the token has been withdrawn")]
+    Withdrawn,
 }
 
 /// A JSON Web Key Set (RFC 7517), reduced to the RS256 keys in it.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
-use runtime::{jwks::JwksFollower, secret, service::Context};
+use runtime::{jwks::JwksFollower, revocations::Revocations, secret, service::Context};
 use tokio::sync::{mpsc, watch};
 
 pub use config::{Config, Limits, SystemAccess, SystemHost};
@@ -40,6 +40,7 @@ pub struct Inputs {
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
     pub jwks: JwksFollower,
+    pub revocations: Revocations,
     /// For calls to the issuer.
     pub http: reqwest::Client,
     /// Certificates; the protocols to negotiate are set here.
@@ -49,7 +50,7 @@ pub struct Inputs {
 
 /// Serves until `ctx.shutdown` is cancelled and what was running has finished or had its time.
 pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
-    let Inputs { routes, wake, verifier, jwks, http, tls, listener } = inputs;
+    let Inputs { routes, wake, verifier, jwks, revocations, http, tls, listener } = inputs;
     listener.set_nonblocking(true).context("the listener cannot be used")?;
     let listener =
         tokio::net::TcpListener::from_std(listener).context("the listener cannot be used")?;
@@ -72,6 +73,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             wake,
             verifier,
             jwks,
+            revocations,
             sessions,
             audit: ctx.audit.for_service("proxy"),
             metrics,

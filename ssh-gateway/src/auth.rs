@@ -1,12 +1,12 @@
-//! Who is it? A token, or a registered key whose possession is proven.
+//! Who is it? A token, or a registered or certified key whose possession is proven.
 
 use std::sync::Arc;
 
 use domain::{identity::Identity, token::TokenError};
 use jiff::Timestamp;
-use russh::keys::{Algorithm, PublicKey};
+use russh::keys::{Algorithm, Certificate, PublicKey};
 
-use crate::visit::Gate;
+use crate::{certified::CertificateError, visit::Gate};
 
 /// Longest answer that OpenSSH reads from a terminal or a helper, in bytes: it cuts what is longer.
 const CUT_BY_CLIENT: usize = 1023;
@@ -15,17 +15,44 @@ impl Gate {
     /// A token given as password or as an answer. The SSH user name plays no part: it names a
     /// workload and never a person.
     pub fn identify_by_token(&self, token: &str) -> Result<Arc<Identity>, TokenError> {
-        self.verifier.verify(token.trim(), Timestamp::now())
+        let identity = self.verifier.verify(token.trim(), Timestamp::now())?;
+        if self.revocations.is_revoked(&identity) {
+            Err(TokenError::Withdrawn)
+        } else {
+            Ok(identity)
+        }
     }
 
     /// Must only be believed after the signature has been verified.
     pub fn identify_by_key(&self, key: &PublicKey, algorithm: &Algorithm) -> Option<Arc<Identity>> {
-        // A signature over SHA-1 proves nothing any more (RFC 8332, section 1).
-        if matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa) {
+        if !is_sound(algorithm) {
             return None;
         }
         self.registered.borrow().find(key).cloned()
     }
+
+    /// Must only be believed after the signature has been verified, with an algorithm for which
+    /// `may_offer` was true.
+    pub fn identify_by_certificate(
+        &self,
+        certificate: &Certificate,
+    ) -> Result<Arc<Identity>, CertificateError> {
+        let registered = self.registered.borrow();
+        registered.certified.identify(certificate, Timestamp::now()).map(Arc::new)
+    }
+
+    /// Whether to let a client go on and sign. The library does not say whether the key came with a
+    /// certificate, so where there is an authority every key might have.
+    pub fn may_offer(&self, key: &PublicKey, algorithm: &Algorithm) -> bool {
+        let registered = self.registered.borrow();
+        is_sound(algorithm)
+            && (registered.certified.is_possible() || registered.find(key).is_some())
+    }
+}
+
+/// A signature over SHA-1 proves nothing any more (RFC 8332, section 1).
+fn is_sound(algorithm: &Algorithm) -> bool {
+    !matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa)
 }
 
 /// What to tell somebody whose token was refused; never says more than the token's holder may know.

@@ -1,7 +1,7 @@
 //! Serves SSH: signs people in, wakes the workload, bridges each channel to the agent in the pod.
 //!
-//! The SSH user name names the workload, `<workspace>` or `<workspace>.<project>`; a token or a
-//! registered key says who the person is. Nothing is dialled without a [`domain::access::Grant`].
+//! The SSH user name names the workload, `<workspace>` or `<workspace>.<project>`; a token, a
+//! registered key or a certificate says who the person is. Nothing is dialled without a [`domain::access::Grant`].
 //!
 //! Each direction of each channel has a buffer of its own of [`queue::LIMIT`] bytes. A channel whose
 //! reader stalls fills that and leaves its siblings alone; past it the connection slows down, and
@@ -10,6 +10,7 @@
 
 mod auth;
 mod bridge;
+mod certified;
 mod config;
 mod connection;
 mod forward;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
-use runtime::service::Context;
+use runtime::{revocations::Revocations, service::Context};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -45,6 +46,7 @@ pub struct Inputs {
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
+    pub revocations: Revocations,
     /// For the list of registered keys.
     pub http: reqwest::Client,
     pub listener: TcpListener,
@@ -96,6 +98,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         routes: inputs.routes,
         wake: inputs.wake,
         verifier: inputs.verifier,
+        revocations: inputs.revocations,
         registered,
         client_key: Arc::new(client_key),
         client_config: Arc::new(link::config()),

@@ -9,13 +9,16 @@ use std::{
 
 use domain::{
     access::{Grant, Target, authorize},
-    identity::{CredentialKind, Identity},
+    identity::Identity,
     route::RouteTable,
     token::Verifier,
     wake::WakeRequest,
 };
 use jiff::Timestamp;
-use runtime::audit::{Audit, Event, Outcome};
+use runtime::{
+    audit::{Audit, Event, Outcome},
+    revocations::Revocations,
+};
 use russh::{client, keys::PrivateKey, server};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +40,7 @@ pub struct Gate {
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
+    pub revocations: Revocations,
     pub registered: watch::Receiver<Arc<Registered>>,
     pub client_key: Arc<PrivateKey>,
     pub client_config: Arc<client::Config>,
@@ -119,18 +123,23 @@ impl Visit {
     pub async fn supervise(&self) {
         let mut routes = self.gate.routes.clone();
         let mut registered = self.gate.registered.clone();
+        let mut withdrawn = self.gate.revocations.changes();
+        // Withdrawn between the sign-in and now: no change will tell.
+        let mut unseen = self.gate.revocations.is_revoked(&self.identity);
         loop {
             let changed = tokio::select! {
                 changed = routes.changed() => changed,
                 changed = registered.changed() => changed,
+                changed = withdrawn.changed() => changed,
+                () = std::future::ready(()), if std::mem::take(&mut unseen) => Ok(()),
             };
             if changed.is_err() {
                 // The source is gone, as at a shutdown. Nothing new is learned from that.
                 return std::future::pending().await;
             }
             let right = self.first.get().is_none() || self.grant().is_ok();
-            let proven = self.identity.credential.kind != CredentialKind::SshKey
-                || registered.borrow().still_proves(&self.identity);
+            let proven = registered.borrow().still_proves(&self.identity)
+                && !self.gate.revocations.is_revoked(&self.identity);
             if !(right && proven) {
                 self.record("refused", Outcome::Denied, Some("the right was withdrawn"));
                 self.lost.cancel();

@@ -102,6 +102,23 @@ async fn falling_asleep_and_losing_the_pod_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_17_a_withdrawn_token_ends_the_session_and_signs_in_no_more() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let mut child = at_work(&world).await;
+    let _open = child.stdin.take();
+    let (token, now) = (domain::revocation::Revoked::Token("j1"), jiff::Timestamp::now());
+    world.revocations.revoke(token, jiff::Timestamp::MAX, now);
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    assert!(world.audit().contains("the right was withdrawn"));
+    let again = run(world.ssh(&["lab@127.0.0.1", "echo hello"])).await;
+    assert_eq!((again.status.code(), text(&again.stdout).as_str()), (Some(255), ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_right_ends_the_session() {
     let world = World::start().await;
     if !openssh_is_here() {

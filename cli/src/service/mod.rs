@@ -32,6 +32,8 @@ use runtime::{
     audit::Audit,
     health::Health,
     jwks::{self, JwksFollower},
+    revocations::{self, Feed, Revocations},
+    secret,
     service::Context,
 };
 use schemars::JsonSchema;
@@ -97,6 +99,25 @@ impl IssuerSettings {
             url.parse().with_context(|| format!("issuer.url or internal_url: {url} is no URL"))?;
         let follower = jwks::follow(url, http.clone(), verifier.clone(), ctx);
         Ok((verifier, follower))
+    }
+}
+
+impl IssuerSettings {
+    /// What the issuer has withdrawn, kept fresh. `id` and the secret are the gateways' client.
+    pub fn revocations(
+        &self,
+        id: &str,
+        secret_file: &Path,
+        http: &reqwest::Client,
+        ctx: &Context,
+    ) -> anyhow::Result<Revocations> {
+        let authserver = self.internal();
+        let authserver = authserver
+            .parse()
+            .with_context(|| format!("issuer.url or internal_url: {authserver} is no URL"))?;
+        let client_secret = secret::read(secret_file)?;
+        let feed = Feed { authserver, client_id: id.to_owned(), client_secret };
+        Ok(revocations::follow(feed, http.clone(), ctx)?)
     }
 }
 

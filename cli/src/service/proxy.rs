@@ -81,12 +81,15 @@ impl Parts {
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
         let http = self.issuer.http().context("issuer")?;
         let (verifier, jwks) = self.issuer.verifier(&http, ctx)?;
+        let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
+        let revocations = self.issuer.revocations(id, secret, &http, ctx)?;
         let gateway = gateway(self.client, &self.config.base_domain, ctx);
         let inputs = proxy::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,
             verifier,
             jwks,
+            revocations,
             http,
             tls: self.tls,
             listener: self.listener,

@@ -6,7 +6,7 @@ use std::{
 use anyhow::Context as _;
 use axum::Router;
 use kube::Client;
-use runtime::{service::Context, settings};
+use runtime::{revocations::Revocations, service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -62,11 +62,17 @@ impl Parts {
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
         let http = self.issuer.http().context("issuer")?;
         let (verifier, _) = self.issuer.verifier(&http, ctx)?;
+        // Without the gateways' secret there are no registered keys and no feed to be had.
+        let revocations = match &self.config.client_secret_file {
+            Some(secret) => self.issuer.revocations(&self.config.client_id, secret, &http, ctx)?,
+            None => Revocations::none(),
+        };
         let gateway = gateway(self.client, &self.base_domain, ctx);
         let inputs = ssh_gateway::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,
             verifier,
+            revocations,
             http,
             listener: self.listener,
         };

@@ -72,7 +72,13 @@ impl Gate {
         if verified == Err(TokenError::UnknownKey) && unverified_kid(token).is_some() {
             self.jwks.unknown_kid();
         }
-        verified
+        verified.and_then(|identity| {
+            if self.revocations.is_revoked(&identity) {
+                Err(TokenError::Withdrawn)
+            } else {
+                Ok(identity)
+            }
+        })
     }
 
     /// A session past half its token's life is renewed beside the request; one past its end before

@@ -7,6 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use domain::{access::Grant, route::RouteTable};
 use parking_lot::Mutex;
+use runtime::revocations::Revocations;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -64,27 +65,43 @@ impl Live {
         Presence { live: self.clone(), number, lost }
     }
 
-    /// Ends what may go on no longer. Returns how many that were.
-    fn look(&self, table: &RouteTable) -> usize {
+    /// Ends what may not go on. Returns how many that were.
+    fn look(&self, may_go_on: impl Fn(&Grant) -> bool) -> usize {
         let open = self.open.lock();
-        let ended = open.streams.values().filter(|stream| stream.grant.renew(table).is_none());
+        let ended = open.streams.values().filter(|stream| !may_go_on(&stream.grant));
         ended.inspect(|stream| stream.lost.cancel()).count()
     }
 
-    /// Follows the routes until the sender is gone.
-    pub async fn follow(self: Arc<Self>, mut routes: watch::Receiver<Arc<RouteTable>>) {
-        while routes.changed().await.is_ok() {
+    /// Follows routes and revocations until the senders of the routes are gone.
+    async fn follow(
+        &self,
+        mut routes: watch::Receiver<Arc<RouteTable>>,
+        revocations: &Revocations,
+    ) {
+        let mut withdrawn = revocations.changes();
+        loop {
+            let changed = tokio::select! {
+                changed = routes.changed() => changed,
+                changed = withdrawn.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+            withdrawn.mark_unchanged();
             let table = routes.borrow_and_update().clone();
-            // An unsynced table knows nothing, and nothing is lost by it.
-            if table.is_synced() {
-                let ended = self.look(&table);
-                if ended > 0 {
-                    tracing::info!(ended, "ended streams whose right was lost");
-                }
+            let ended = self.look(|grant| may_go_on(grant, &table, revocations));
+            if ended > 0 {
+                tracing::info!(ended, "ended streams whose right was lost");
             }
             sleep(LOOK_EVERY).await;
         }
     }
+}
+
+/// An unsynced table knows nothing, and nothing is lost by it.
+fn may_go_on(grant: &Grant, table: &RouteTable, revocations: &Revocations) -> bool {
+    let allowed = !table.is_synced() || grant.renew(table).is_some();
+    allowed && !revocations.is_revoked(grant.identity())
 }
 
 impl super::Gate {
@@ -99,13 +116,15 @@ impl super::Gate {
     /// Whether what was admitted may go on.
     pub fn may_go_on(&self, destination: &Destination) -> bool {
         match destination {
-            Destination::Workload(grant) => grant.renew(&self.routes.borrow()).is_some(),
+            Destination::Workload(grant) => {
+                may_go_on(grant, &self.routes.borrow(), &self.revocations)
+            }
             Destination::Service { .. } => true,
         }
     }
 
     /// Ends open streams whose right is lost, until the routes end.
     pub async fn follow_rights(&self) {
-        self.live.clone().follow(self.routes.clone()).await;
+        self.live.follow(self.routes.clone(), &self.revocations).await;
     }
 }

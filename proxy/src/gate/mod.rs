@@ -35,6 +35,7 @@ use quick_cache::sync::Cache;
 use runtime::{
     audit::{Audit, Event, Outcome},
     jwks::JwksFollower,
+    revocations::Revocations,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,7 @@ pub struct Gate {
     holds: Holds,
     verifier: Arc<Verifier>,
     jwks: JwksFollower,
+    revocations: Revocations,
     sessions: Sessions,
     opened: Cache<(String, String), ()>,
     live: Arc<Live>,
@@ -82,6 +84,7 @@ pub struct Parts {
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
     pub jwks: JwksFollower,
+    pub revocations: Revocations,
     pub sessions: Sessions,
     pub audit: Audit,
     pub metrics: Metrics,
@@ -132,6 +135,7 @@ impl Gate {
             routes: parts.routes,
             verifier: parts.verifier,
             jwks: parts.jwks,
+            revocations: parts.revocations,
             sessions: parts.sessions,
             opened: Cache::new(OPENED_REMEMBERED),
             live: Arc::default(),

@@ -1,6 +1,7 @@
 //! Upgraded streams.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -8,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use domain::{route::State, workload::Protocol};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use domain::{revocation::Revoked, route::State, workload::Protocol};
+use jiff::Timestamp;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -20,11 +23,14 @@ use crate::{
 };
 
 fn handshake(world: &World, path: &str, more: &str) -> String {
+    handshake_with(&world.bearer("alice"), path, more)
+}
+
+fn handshake_with(bearer: &str, path: &str, more: &str) -> String {
     format!(
-        "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {}\r\nConnection: keep-alive, Upgrade\r\n\
+        "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {bearer}\r\nConnection: keep-alive, Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Version: 13\r\n{more}\r\n",
-        world.bearer("alice")
+         Sec-WebSocket-Version: 13\r\n{more}\r\n"
     )
 }
 
@@ -310,6 +316,35 @@ async fn attack_26_a_stop_says_goodbye_with_1001() {
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_17_a_lost_right_ends_an_open_websocket() {
     let world = World::start().await;
+    let (upstream, mut raw) = echoing(&world, &world.bearer("alice")).await;
+
+    let mut given_away = spec(State::Running, &[upstream]);
+    given_away.access.owner = Some("bob".parse().unwrap());
+    world.set([given_away]);
+    assert_eq!(raw.bytes(4).await, RIGHT_LOST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_17_a_withdrawn_token_ends_an_open_websocket_and_is_401() {
+    let world = World::start().await;
+    let bearer = world.bearer("alice");
+    let (_, mut raw) = echoing(&world, &bearer).await;
+    let payload = bearer.split('.').nth(1).unwrap();
+    let claims = URL_SAFE_NO_PAD.decode(payload).unwrap();
+    let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+    let token = Revoked::Token(claims["jti"].as_str().unwrap());
+    world.revocations.revoke(token, Timestamp::MAX, Timestamp::now());
+    assert_eq!(raw.bytes(4).await, RIGHT_LOST);
+
+    let answer = world.client(true).get(world.url(HOST, "/")).header("Authorization", bearer);
+    assert_eq!(answer.send().await.unwrap().status(), 401);
+}
+
+/// A Close frame with status 1008, policy violation.
+const RIGHT_LOST: [u8; 4] = [0x88, 2, 0x03, 0xf0];
+
+/// A socket that has echoed once.
+async fn echoing(world: &World, bearer: &str) -> (SocketAddr, Raw) {
     let upstream = upstream::start(|mut request| async move {
         request.reply("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
         let (mut read, mut write) = request.stream.split();
@@ -317,15 +352,13 @@ async fn attack_17_a_lost_right_ends_an_open_websocket() {
     })
     .await;
     world.running(upstream);
-    let mut raw = open(&world, "/ws").await;
+    let mut raw = world.raw().await;
+    raw.send(&handshake_with(bearer, "/ws", "")).await;
+    let (head, _) = raw.answer().await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let message = frame(1, b"ping");
     raw.tls.write_all(&message).await.unwrap();
     raw.tls.flush().await.unwrap();
     assert_eq!(raw.bytes(message.len()).await, message);
-
-    let mut given_away = spec(State::Running, &[upstream]);
-    given_away.access.owner = Some("bob".parse().unwrap());
-    world.set([given_away]);
-    // A Close frame with status 1008, policy violation.
-    assert_eq!(raw.bytes(4).await, [0x88, 2, 0x03, 0xf0]);
+    (upstream, raw)
 }

@@ -11,7 +11,7 @@ use domain::{
     workload::{Protocol, WorkloadKind, WorkloadRef},
 };
 use proxy::{Config, Inputs, Limits, SystemAccess, SystemHost};
-use runtime::{audit::Audit, health::Health, service::Context};
+use runtime::{audit::Audit, health::Health, revocations::Revocations, service::Context};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,6 +37,7 @@ pub struct World {
     pub registry: prometheus::Registry,
     ca: CertificateDer<'static>,
     folder: tempfile::TempDir,
+    pub revocations: Revocations,
 }
 
 pub fn spec(state: State, endpoints: &[SocketAddr]) -> RouteSpec {
@@ -113,8 +114,17 @@ impl World {
         let jwks = runtime::jwks::follow(jwks, http.clone(), verifier.clone(), &ctx);
         let (routes, table) = watch::channel(Arc::new(RouteTable::new([])));
         let (wake, wakes) = mpsc::channel(16);
-        let inputs =
-            Inputs { routes: table, wake, verifier, jwks, http, tls: Arc::new(tls), listener };
+        let revocations = Revocations::none();
+        let inputs = Inputs {
+            routes: table,
+            wake,
+            verifier,
+            jwks,
+            revocations: revocations.clone(),
+            http,
+            tls: Arc::new(tls),
+            listener,
+        };
         let (registry, shutdown, health) =
             (ctx.registry.clone(), ctx.shutdown.clone(), ctx.health.clone());
         let served = tokio::spawn(proxy::serve(config, inputs, ctx));
@@ -123,6 +133,7 @@ impl World {
             routes,
             wakes,
             tracker: Arc::new(Tracker::new()),
+            revocations,
             issuer,
             shutdown,
             served,

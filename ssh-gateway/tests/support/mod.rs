@@ -48,6 +48,7 @@ pub struct World {
     pub routes: watch::Sender<Arc<RouteTable>>,
     pub wishes: mpsc::Receiver<WakeRequest>,
     shutdown: CancellationToken,
+    pub revocations: runtime::revocations::Revocations,
 }
 
 impl Drop for World {
@@ -107,12 +108,21 @@ impl World {
             shutdown: shutdown.clone(),
         };
         let http = runtime::http::client(None).unwrap();
-        let inputs = Inputs { routes: receiver, wake, verifier: verifier(), http, listener };
+        let revocations = runtime::revocations::Revocations::none();
+        let inputs = Inputs {
+            routes: receiver,
+            wake,
+            verifier: verifier(),
+            revocations: revocations.clone(),
+            http,
+            listener,
+        };
         tokio::spawn(ssh_gateway::serve(config, inputs, ctx));
         let agent_stop = CancellationToken::new();
         let client = PublicKey::from_openssh(&keys.client).unwrap();
         let agent = start_agent(&home, client, agent_stop.clone()).await;
         let world = Self {
+            revocations,
             home,
             port,
             host_key: keys.host,
