@@ -2,7 +2,7 @@
 # compiled twice; only clippy's check is apart.
 
 CARGO ?= cargo
-# Extra flags for `dormouse dev`: make dev ARGS='--idle-after 5m'
+# Extra flags for `dormouse dev` or the benchmark: make dev ARGS='--idle-after 5m'
 ARGS ?=
 # Names of end-to-end tests to run: make e2e TESTS='ssh api'
 TESTS ?=
@@ -37,7 +37,7 @@ unit: ## Run the unit tests
 		$(CARGO) test --workspace; \
 	fi
 
-e2e: ## Run the end-to-end tests: browser, OpenSSH, kubectl, JupyterLab, Streamlit
+e2e: ## Run the end-to-end tests: browser, OpenSSH, kubectl, JupyterLab, Streamlit, JupyterHub
 	@scripts/setup build test
 	$(CARGO) build --workspace --bins
 	cd e2e && CARGO_TARGET_DIR=$(abspath $(TARGET)) node run.js $(TESTS)
@@ -50,9 +50,10 @@ lint: ## Check formatting, clippy, licences and crates, and the project's own in
 	$(CARGO) build --workspace --bins
 	$(TARGET)/debug/dormouse-xtask check
 
-bench: ## Run the micro benchmarks
-	@scripts/setup build
-	$(CARGO) bench --workspace
+bench: ## Measure the token endpoint beside OpenSSL and oidc-provider (builds for release)
+	@scripts/setup build bench
+	$(CARGO) build --release --workspace --bins
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/token.js $(ARGS)
 
 clean: ## Remove what was built and what `make dev` and `make test` installed and left
 	$(CARGO) clean
