@@ -101,6 +101,8 @@ pub(crate) struct Server {
 pub(crate) struct Limits {
     /// Devices that begin to wait.
     pub device_starts: Limiter,
+    /// Requests that are pushed by clients that prove nothing.
+    pub pushes: Limiter,
     /// Codes of devices that are tried, by people who are signed in.
     pub device_codes: Limiter,
     /// Sign-ins that begin at another provider: each is remembered for a while.
@@ -114,6 +116,7 @@ impl Default for Limits {
         let rate = |burst, period| Rate { burst, period };
         Self {
             device_starts: Limiter::new(rate(10, 6_000), rate(200, 50)),
+            pushes: Limiter::new(rate(60, 1_000), rate(1_000, 20)),
             device_codes: Limiter::new(rate(10, 30_000), rate(200, 200)),
             upstream_starts: Limiter::new(rate(60, 1_000), rate(1_000, 20)),
             ssh_certificates: Limiter::new(rate(20, 30_000), rate(1_000, 20)),

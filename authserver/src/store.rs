@@ -55,11 +55,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("cannot open the database {database}: {source}")]
-    Open { database: Database, source: io::Error },
+    Open { database: Box<Database>, source: io::Error },
     #[error("cannot connect to the database {database}: {source}")]
-    Connect { database: Database, source: sqlx::Error },
+    Connect { database: Box<Database>, source: sqlx::Error },
     #[error("the database {database} was written by another version: {source}")]
-    Migrate { database: Database, source: sqlx::migrate::MigrateError },
+    Migrate { database: Box<Database>, source: sqlx::migrate::MigrateError },
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
     #[error("the database holds something unreadable: {0}")]
@@ -162,9 +162,9 @@ impl Store {
             "DELETE FROM revocations
              WHERE expires_at < $1 AND version < (SELECT max(version) FROM revocations)",
         )
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
         sqlx::query("DELETE FROM refresh_tokens WHERE rotated_at < $1")
             .bind(now - rotation::REMEMBERED)
             .execute(&mut *tx)

@@ -18,7 +18,7 @@ use super::{
     error::OAuthError,
     params::Params,
 };
-use crate::{server::App, store::PUSHED_LIFETIME};
+use crate::{client::ClientKind, server::App, store::PUSHED_LIFETIME, throttle::Key};
 
 /// What proves the client is not part of the request.
 const PROOFS: [&str; 3] = ["client_secret", "client_assertion", "client_assertion_type"];
@@ -37,6 +37,14 @@ pub(super) async fn push(
         return Err(invalid("a parameter is given more than once"));
     }
     let client = authenticate(&app, &headers, &params).await?;
+    if client.kind == ClientKind::Public {
+        // What they push is kept for a while, and anybody can say that they are one.
+        let taken = app.limits().pushes.take(&[Key::address(caller.address)], caller.now);
+        taken.map_err(|wait| {
+            let text = format!("too many requests; wait {wait} s");
+            OAuthError::new("temporarily_unavailable", text)
+        })?;
+    }
     if params.get("request_uri").is_some() {
         return Err(invalid("a pushed request must not refer to another one"));
     }

@@ -44,9 +44,13 @@ pub(super) async fn pool(database: &Database) -> Result<(AnyPool, Dialect), Stor
         Database::Postgres(url) => postgres(url).await,
     };
     opened.map_err(|problem| match problem {
-        Problem::File(source) => StoreError::Open { database: database.clone(), source },
-        Problem::Connect(source) => StoreError::Connect { database: database.clone(), source },
-        Problem::Migrate(source) => StoreError::Migrate { database: database.clone(), source },
+        Problem::File(source) => StoreError::Open { database: Box::new(database.clone()), source },
+        Problem::Connect(source) => {
+            StoreError::Connect { database: Box::new(database.clone()), source }
+        }
+        Problem::Migrate(source) => {
+            StoreError::Migrate { database: Box::new(database.clone()), source }
+        }
     })
 }
 

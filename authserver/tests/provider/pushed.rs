@@ -88,6 +88,21 @@ async fn rfc_9126_a_request_is_judged_when_it_is_pushed() {
 }
 
 #[tokio::test]
+async fn attack_24_strangers_cannot_fill_the_database_with_pushed_requests() {
+    let server = Server::start().await;
+    let challenge = challenge();
+    let mut own = form(&challenge);
+    own.retain(|(name, _)| *name != "redirect_uri");
+    own.extend([("redirect_uri", "http://127.0.0.1:7777/cb"), ("client_id", "tool")]);
+    let mut kept = 0;
+    for _ in 0..70 {
+        let (status, _) = server.post("/par", &own).await;
+        kept += u32::from(status == StatusCode::CREATED);
+    }
+    assert_eq!(kept, 60);
+}
+
+#[tokio::test]
 async fn rfc_9126_a_client_that_has_to_push_cannot_do_without() {
     let server = Server::start().await;
     let path = authorize_with(&[("client_id", "bank"), ("redirect_uri", CALLBACK_OF_BANK)]);
