@@ -1,4 +1,5 @@
-//! The public keys that people have registered: a snapshot, followed by a long poll.
+//! The public keys that people have registered, and whom certificates may name: a snapshot, followed
+//! by a long poll.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,6 +17,8 @@ use russh::keys::{HashAlg, PublicKey};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::certified::{Certified, Person};
+
 /// Longer than the server holds a question.
 const HOLD: Duration = Duration::from_secs(40);
 
@@ -28,6 +31,7 @@ const COMPONENT: &str = "ssh-keys";
 #[derive(Debug, Default)]
 pub struct Registered {
     people: HashMap<String, Option<Arc<Identity>>>,
+    pub certified: Certified,
 }
 
 pub fn fingerprint(key: &PublicKey) -> String {
@@ -39,15 +43,22 @@ impl Registered {
         self.people.get(&fingerprint(key)).and_then(Option::as_ref)
     }
 
-    /// Does the key that proved this identity still stand for the same person?
+    /// Does what proved this identity still stand for the same person, in all the groups of before?
     pub fn still_proves(&self, identity: &Identity) -> bool {
         let found = self.people.get(&identity.credential.id).and_then(Option::as_ref);
-        found.is_some_and(|person| person.subject == identity.subject)
+        match identity.credential.kind {
+            CredentialKind::SshKey => found.is_some_and(|person| {
+                person.subject == identity.subject
+                    && identity.groups.iter().all(|group| person.groups.contains(group))
+            }),
+            CredentialKind::SshCertificate => self.certified.still_names(identity),
+            CredentialKind::AccessToken | CredentialKind::PersonalAccessToken => true,
+        }
     }
 
     /// Fingerprints are computed here and not believed. A key that two people registered proves
     /// neither; an entry that makes no sense is passed over.
-    fn from_list(list: &List) -> Self {
+    fn from_list(list: List) -> Self {
         let mut people: HashMap<String, Option<Arc<Identity>>> = HashMap::new();
         for key in &list.keys {
             let Ok(public) = PublicKey::from_openssh(&key.public_key) else { continue };
@@ -77,7 +88,7 @@ impl Registered {
                 }
             }
         }
-        Self { people }
+        Self { people, certified: Certified::new(&list.authorities, list.people) }
     }
 }
 
@@ -85,6 +96,11 @@ impl Registered {
 struct List {
     version: u64,
     keys: Vec<Key>,
+    /// Who signs certificates, in OpenSSH's one-line form.
+    #[serde(default)]
+    authorities: Vec<String>,
+    #[serde(default)]
+    people: Vec<Person>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -141,7 +157,7 @@ async fn poll(feed: &Feed, sender: &watch::Sender<Arc<Registered>>, ctx: &Contex
                 ctx.health.set(COMPONENT, Ok(()));
                 if version != Some(list.version) {
                     version = Some(list.version);
-                    sender.send_replace(Arc::new(Registered::from_list(&list)));
+                    sender.send_replace(Arc::new(Registered::from_list(list)));
                     pause = Duration::from_secs(1);
                     continue;
                 }
@@ -186,7 +202,7 @@ mod tests {
 
     fn list(keys: serde_json::Value) -> Registered {
         let list = serde_json::from_value(json!({"version": 1, "keys": keys})).unwrap();
-        Registered::from_list(&list)
+        Registered::from_list(list)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use domain::identity::Identity;
 use runtime::audit::Outcome;
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty,
+    keys::Certificate,
     server::{
         Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
     },
@@ -149,8 +150,8 @@ impl Handler for Client {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        let known = self.gate.identify_by_key(offer.public_key, offer.algorithm).is_some();
-        Ok(if known { Auth::Accept } else { Auth::reject() })
+        let may = self.gate.may_offer(offer.public_key, offer.algorithm);
+        Ok(if may { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_publickey(
@@ -161,6 +162,20 @@ impl Handler for Client {
         Ok(match self.gate.identify_by_key(key.public_key, key.algorithm) {
             Some(identity) => self.accept("publickey", user, identity),
             None => self.deny("publickey"),
+        })
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Self::Error> {
+        Ok(match self.gate.identify_by_certificate(certificate) {
+            Ok(identity) => self.accept("certificate", user, identity),
+            Err(error) => {
+                tracing::debug!(%error, "a certificate was refused");
+                self.deny("certificate")
+            }
         })
     }
 

@@ -53,7 +53,7 @@ impl FromRequestParts<App> for Bearer {
                     }
                 }
             }
-            CredentialKind::SshKey => None,
+            CredentialKind::SshKey | CredentialKind::SshCertificate => None,
         };
         let person = holder
             .filter(|person| person.subject == identity.subject)

@@ -41,6 +41,9 @@ pub(super) async fn ssh_keys(
     check_gate(&app, &headers).await?;
     let query = Params::parse(query.unwrap_or_default().as_bytes());
     let after: Option<i64> = query.get("after").and_then(|after| after.parse().ok());
+    let failed = |error: StoreError| ApiError::from(error).into_response();
+    // Whoever knows more than we have looked up yet is not told it again.
+    app.check_feed().await.map_err(failed)?;
     let mut version = app.ssh_feed.subscribe();
     let other = version.wait_for(|version| Some(*version) != after);
     tokio::select! {
@@ -48,7 +51,6 @@ pub(super) async fn ssh_keys(
         _ = timeout(HOLD, other) => {}
         () = app.shutdown.cancelled() => {}
     }
-    let failed = |error: StoreError| ApiError::from(error).into_response();
     let (version, keys, people) = app.store.ssh_feed().await.map_err(failed)?;
     let document = json!({
         "version": version, "keys": keys,

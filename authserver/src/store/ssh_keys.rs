@@ -6,7 +6,11 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Person, Store, StoreError, check_label, list, time};
+use super::{
+    Person, Store, StoreError, check_label, list,
+    ssh_people::{self, SshPerson},
+    time,
+};
 use crate::ssh_key::PublicKey;
 
 /// Keys of one person.
@@ -152,8 +156,9 @@ impl Store {
             .await?)
     }
 
-    /// The keys of everybody who is not disabled, and the version that they are.
-    pub async fn ssh_feed(&self) -> Result<(i64, Vec<FeedKey>), StoreError> {
+    /// The keys of everybody who is not disabled, the people whom certificates may name, and the
+    /// version that they are.
+    pub async fn ssh_feed(&self) -> Result<(i64, Vec<FeedKey>, Vec<SshPerson>), StoreError> {
         let mut tx = self.snapshot().await?;
         let version = sqlx::query_scalar("SELECT version FROM feeds WHERE name = 'ssh-keys'")
             .fetch_one(&mut *tx)
@@ -165,11 +170,12 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
+        let people = ssh_people::all(&mut tx).await?;
         tx.commit().await?;
         let keys = rows.into_iter().map(|row| {
             let FeedRow { fingerprint, public_key, subject, user, email, groups } = row;
             Ok(FeedKey { fingerprint, public_key, subject, user, email, groups: list(&groups)? })
         });
-        Ok((version, keys.collect::<Result<_, StoreError>>()?))
+        Ok((version, keys.collect::<Result<_, StoreError>>()?, people))
     }
 }

@@ -170,8 +170,10 @@ async fn keys_are_registered_and_reach_the_gateways() {
 async fn a_key_that_an_operator_adds_reaches_the_gateways_too() {
     let server = Server::start().await;
     let alice = "alice".parse().unwrap();
+    let feed = server.request(Method::GET, "/internal/ssh-keys");
+    let feed = body(feed.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap()).await;
     let feed = server
-        .request(Method::GET, "/internal/ssh-keys?after=1")
+        .request(Method::GET, &format!("/internal/ssh-keys?after={}", feed["version"]))
         .basic_auth(GATE.0, Some(GATE.1))
         .send();
     // Through a store of its own, as an operator's command has it.

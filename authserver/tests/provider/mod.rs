@@ -2,6 +2,7 @@
 
 mod account;
 mod back_channel;
+mod certificates;
 mod clients;
 mod code_flow;
 mod consent;
