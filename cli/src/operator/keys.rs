@@ -20,7 +20,7 @@ pub enum KeyOrder {
     /// Running servers take it over within a second. What the old key signed stays valid until it
     /// expires.
     #[command(
-        after_help = "Examples:\n  dormouse auth key rotate --data-dir .dormouse\n  dormouse auth key rotate --database auth.db --master-key-file master-key --after 10m\n\nAfter a theft, which signs everybody out and ends all personal tokens:\n  dormouse auth key rotate --database auth.db --master-key-file master-key --void-all-tokens"
+        after_help = "Examples:\n  dormouse auth key rotate --data-dir .dormouse\n  dormouse auth key rotate --database auth.db --master-key-file master-key --after 10m\n\nAfter a theft; browsers get new tokens by themselves, personal tokens have to be made anew:\n  dormouse auth key rotate --database auth.db --master-key-file master-key --void-all-tokens"
     )]
     Rotate(RotateOptions),
 }
