@@ -67,6 +67,14 @@ test('a kubeconfig that is not there', async () => {
   await fails(args, new RegExp(file), /kubeconfig/);
 });
 
+test('a file of clients with a mistake, or none', async () => {
+  const file = path.join(folder, 'clients.toml');
+  const flags = ['--clients', file];
+  await fails(await dev({ flags }), new RegExp(file), /--clients/);
+  writeFileSync(file, '[[clients]]\nid = "hub"\nredirects = []\n');
+  await fails(await dev({ flags }), /redirects/, /:3:/, /redirect_uris/);
+});
+
 test('a setting that is not there names the key, its line and the nearest', async () => {
   const file = path.join(folder, 'proxy.toml');
   writeFileSync(file, '# the gate\n[proxy]\nbase_domian = "example.org"\n');
