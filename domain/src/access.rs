@@ -182,6 +182,18 @@ mod tests {
     }
 
     #[test]
+    fn a_token_for_signing_in_elsewhere_opens_nothing() {
+        let tracker = Tracker::new();
+        let table = RouteTable::new([route(&tracker, "lab", "alice", "alice")]);
+        let mut elsewhere = identity("alice", &[]);
+        elsewhere.credential.scopes = vec!["openid".to_owned(), "profile".to_owned()];
+        let host = Target::Host("lab--alice.localhost");
+        assert!(authorize(&table, &Arc::new(elsewhere.clone()), host).is_none());
+        elsewhere.credential.kind = crate::identity::CredentialKind::SshKey;
+        assert!(authorize(&table, &Arc::new(elsewhere), host).is_some(), "a key has no scopes");
+    }
+
+    #[test]
     fn a_credential_for_one_workload_opens_no_other() {
         let tracker = Tracker::new();
         let table = RouteTable::new([

@@ -32,9 +32,20 @@ pub struct Credential {
     pub workload: Option<String>,
 }
 
+/// The scope that lets a token reach workloads.
+pub const USE: &str = "workload:use";
+
 impl Credential {
-    /// False for a credential that is limited to another workload.
+    /// False for a token that was not given for reaching workloads, such as another program's
+    /// sign-in, and for a credential that is limited to another workload.
     pub fn reaches(&self, workload: &WorkloadRef) -> bool {
+        let is_token = match self.kind {
+            CredentialKind::AccessToken | CredentialKind::PersonalAccessToken => true,
+            CredentialKind::SshKey | CredentialKind::SshCertificate => false,
+        };
+        if is_token && !self.scopes.iter().any(|scope| scope == USE) {
+            return false;
+        }
         let Some(only) = &self.workload else { return true };
         let (project, name) = (workload.project.as_str(), workload.name.as_str());
         only.split_once('/') == Some((project, name))

@@ -354,7 +354,7 @@ pub(crate) mod testing {
                 id: "jti".to_owned(),
                 session: None,
                 expires_at: Timestamp::MAX,
-                scopes: Vec::new(),
+                scopes: vec![crate::identity::USE.to_owned()],
                 workload: None,
             },
         }

@@ -80,7 +80,7 @@ impl Issuer {
         let claims = json!({
             "iss": self.url, "sub": format!("sub-{user}"), "aud": "dormouse", "exp": now() + seconds,
             "nbf": now() - 3600, "iat": now() - 3600, "jti": URL_SAFE_NO_PAD.encode(rand::random::<[u8; 6]>()),
-            "client_id": "dormouse-gate", "sid": format!("sid-{user}"), "scope": "openid",
+            "client_id": "dormouse-gate", "sid": format!("sid-{user}"), "scope": "openid workload:use",
             "preferred_username": user, "email": format!("{user}@example.test"),
             "groups": ["ml", "eu,west"], "kind": "session",
         });

@@ -256,7 +256,7 @@ pub fn token_with(user: &str, change: impl FnOnce(&mut Value)) -> String {
     let mut claims = json!({
         "iss": "https://auth.localhost", "sub": format!("sub-{user}"), "aud": "dormouse",
         "exp": now + 600, "nbf": now, "iat": now, "jti": "j1", "client_id": "test",
-        "scope": "openid", "kind": "personal", "preferred_username": user, "groups": [],
+        "scope": "openid workload:use", "kind": "personal", "preferred_username": user, "groups": [],
     });
     change(&mut claims);
     let mut header = Header::new(Algorithm::RS256);

@@ -66,7 +66,7 @@ fn identity(user: &str, groups: &[&str]) -> Arc<Identity> {
         id: "j".to_owned(),
         session: None,
         expires_at: Timestamp::MAX,
-        scopes: vec![],
+        scopes: vec![domain::identity::USE.to_owned()],
         workload: None,
     };
     Arc::new(Identity {
