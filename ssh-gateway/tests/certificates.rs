@@ -68,7 +68,15 @@ impl Place {
         let place = Self { world, folder, list };
         // The list arrives a moment after the start.
         let key = place.certified("first", "ed25519", "authority", &["-n", "alice"]);
-        while !place.ssh(&key, "lab", &[], "true").await.status.success() {}
+        let begun = std::time::Instant::now();
+        loop {
+            let output = place.ssh(&key, "lab", &[], "true").await;
+            if output.status.success() {
+                break;
+            }
+            let waited = begun.elapsed() > std::time::Duration::from_secs(60);
+            assert!(!waited, "nobody gets in: {}", text(&output.stderr));
+        }
         place
     }
 
