@@ -12,7 +12,7 @@ mod phase;
 mod project;
 mod workload;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use cluster::resources::{App, Project, Workspace};
 use kube::{
@@ -39,6 +39,9 @@ struct Stores {
     apps: Store<App>,
 }
 
+/// For reconciliations that are under way at the shutdown.
+const DRAIN: Duration = Duration::from_secs(3);
+
 /// Runs until shutdown.
 pub async fn serve(
     config: Config,
@@ -46,6 +49,7 @@ pub async fn serve(
     http: reqwest::Client,
     ctx: Context,
 ) -> anyhow::Result<()> {
+    let shutdown = ctx.shutdown.clone();
     let metrics = Metrics::new(&ctx.registry)?;
     let reporter = kube::runtime::events::Reporter {
         controller: cluster::labels::MANAGER.to_owned(),
@@ -63,7 +67,17 @@ pub async fn serve(
     let apps = workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone());
     let idle = idle::run(shared, stores, http, ctx.clone());
     ctx.health.set("controller", Ok(()));
-    tokio::join!(projects, workspaces, apps, idle);
+    let work = async { tokio::join!(projects, workspaces, apps, idle) };
+    // A reconciler that is stopped before its first list has arrived would wait for that list for
+    // ever; one that is at work gets the time to finish.
+    let late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        _ = work => {}
+        () = late => {}
+    }
     Ok(())
 }
 

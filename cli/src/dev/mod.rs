@@ -90,7 +90,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     runtime::shutdown::on_signals(stop.clone()).context("signals cannot be handled")?;
     let cluster_side = ClusterSide::start(options.kubeconfig.as_deref(), &place).await?;
-    let starting = Box::pin(start_services(&options, &place, https, ssh, &stop, &cluster_side));
+    // Of its own, so that a service that fails while others start is not taken for a signal.
+    let end = stop.child_token();
+    let starting = Box::pin(start_services(&options, &place, https, ssh, &end, &cluster_side));
     let started = tokio::select! {
         started = starting => started.map(Some),
         () = stop.cancelled() => Ok(None),
@@ -123,10 +125,17 @@ async fn start_services(
     let people = people::ensure(place, &addresses.issuer).await?;
     let services =
         services::start(options, place, &addresses, client.clone(), https, ssh, stop).await?;
-    let created = workloads::ensure(&client).await?;
-    services.wait_until_healthy().await?;
-    workloads::wait_until_settled(&client, &created).await;
-    ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &created)?;
+    let settling = async {
+        let created = workloads::ensure(&client).await?;
+        services.wait_until_healthy().await?;
+        workloads::wait_until_settled(&client, &created).await;
+        ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &created)
+    };
+    tokio::select! {
+        settled = settling => settled?,
+        // Why, their own ends tell.
+        () = stop.cancelled() => {}
+    }
     Ok(services)
 }
 

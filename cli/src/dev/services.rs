@@ -56,6 +56,7 @@ impl Services {
         let mut first_error = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
             let (name, result) = ended.context("a service broke down")?;
+            tracing::debug!(service = name, failed = result.is_err(), "ended");
             if let Err(error) = result
                 && first_error.is_ok()
             {
