@@ -19,16 +19,27 @@ use russh::keys::{
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
 
+const TESTS: [(&str, fn()); 3] = [
+    ("installs_itself", installs_itself),
+    ("says_why_it_cannot_start", says_why_it_cannot_start),
+    ("listens_before_it_answers", listens_before_it_answers),
+];
+
+/// Speaks as much of the usual harness' language as test runners do: `--list`, and names of tests.
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == "agent") {
-        return agent::main(args.collect());
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "agent") {
+        return agent::main(args.into_iter().skip(1).collect());
     }
-    for (name, check) in [
-        ("installs_itself", installs_itself as fn()),
-        ("says_why_it_cannot_start", says_why_it_cannot_start),
-        ("listens_before_it_answers", listens_before_it_answers),
-    ] {
+    let given = |word: &str| args.iter().any(|arg| arg == word);
+    if given("--list") {
+        for (name, _) in TESTS.iter().filter(|_| !given("--ignored")) {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let named = TESTS.iter().any(|(name, _)| given(name));
+    for (name, check) in TESTS.iter().filter(|(name, _)| !named || given(name)) {
         check();
         println!("{name} ... ok");
     }
