@@ -13,6 +13,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use domain::identity::{Credential, CredentialKind};
@@ -21,6 +22,9 @@ use serde::Serialize;
 
 /// Lines that may wait for a slow disk: about a second's worth of the busiest gateway.
 const QUEUE: usize = 8192;
+
+/// The longest that the end of a process waits for a slow disk.
+const FLUSH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,7 +75,7 @@ struct CredentialName<'a> {
 #[derive(Debug, Clone)]
 pub struct Audit {
     service: Arc<str>,
-    lines: SyncSender<Vec<u8>>,
+    lines: SyncSender<Entry>,
     lost: Arc<AtomicU64>,
 }
 
@@ -98,6 +102,15 @@ impl Audit {
         Self { service: service.into(), lines, lost: Arc::default() }
     }
 
+    /// Waits, at most a few seconds, until what was recorded so far has been written. For the end of
+    /// the process; blocks.
+    pub fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.lines.send(Entry::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(FLUSH);
+        }
+    }
+
     pub fn record(&self, now: Timestamp, event: Event<'_>) {
         let Event { who, did, to, from, credential, outcome, detail } = event;
         let credential = credential.map(|c| CredentialName { kind: c.kind, id: &c.id });
@@ -105,7 +118,7 @@ impl Audit {
         let line = Line { when: now, service, who, did, to, from, credential, outcome, detail };
         let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
         bytes.push(b'\n');
-        if self.lines.try_send(bytes).is_err() {
+        if self.lines.try_send(Entry::Line(bytes)).is_err() {
             let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
             // The first and then ever fewer: a full queue must not fill the log too.
             if lost.is_power_of_two() {
@@ -115,13 +128,29 @@ impl Audit {
     }
 }
 
+/// What is written, in its order.
+#[derive(Debug)]
+enum Entry {
+    Line(Vec<u8>),
+    /// Told when everything before it has been written.
+    Flush(SyncSender<()>),
+}
+
 enum Sink {
     File(File),
     Stdout,
 }
 
-fn write_lines(queue: &Receiver<Vec<u8>>, mut sink: Sink) {
-    while let Ok(line) = queue.recv() {
+fn write_lines(queue: &Receiver<Entry>, mut sink: Sink) {
+    while let Ok(entry) = queue.recv() {
+        let line = match entry {
+            Entry::Line(line) => line,
+            Entry::Flush(done) => {
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
+                continue;
+            }
+        };
         let written = match &mut sink {
             Sink::File(file) => file.write_all(&line),
             Sink::Stdout => io::stdout().write_all(&line),
@@ -159,13 +188,8 @@ mod tests {
             detail: None,
         };
         audit.record(Timestamp::from_second(0).unwrap(), event);
-        let text = loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.ends_with('\n') {
-                break text;
-            }
-            thread::yield_now();
-        };
+        audit.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
         let expected = concat!(
             r#"{"when":"1970-01-01T00:00:00Z","service":"proxy","who":"alice","did":"opened","#,
             r#""to":"App alice/echo","from":"127.0.0.1","credential":{"kind":"#,

@@ -222,5 +222,8 @@ where
         }
         ctx.shutdown.cancel();
     }
+    // What was recorded last is not lost with the process.
+    let audit = ctx.audit.clone();
+    let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     first_error
 }

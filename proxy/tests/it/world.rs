@@ -38,6 +38,7 @@ pub struct World {
     ca: CertificateDer<'static>,
     folder: tempfile::TempDir,
     pub revocations: Revocations,
+    audit: Audit,
 }
 
 pub fn spec(state: State, endpoints: &[SocketAddr]) -> RouteSpec {
@@ -127,6 +128,7 @@ impl World {
         };
         let (registry, shutdown, health) =
             (ctx.registry.clone(), ctx.shutdown.clone(), ctx.health.clone());
+        let audit = ctx.audit.clone();
         let served = tokio::spawn(proxy::serve(config, inputs, ctx));
         let world = Self {
             address,
@@ -134,6 +136,7 @@ impl World {
             wakes,
             tracker: Arc::new(Tracker::new()),
             revocations,
+            audit,
             issuer,
             shutdown,
             served,
@@ -173,6 +176,7 @@ impl World {
     }
 
     pub fn audit(&self) -> String {
+        self.audit.flush();
         std::fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap()
     }
 

@@ -49,6 +49,7 @@ pub struct World {
     pub wishes: mpsc::Receiver<WakeRequest>,
     shutdown: CancellationToken,
     pub revocations: runtime::revocations::Revocations,
+    audit: runtime::audit::Audit,
 }
 
 impl Drop for World {
@@ -117,12 +118,14 @@ impl World {
             http,
             listener,
         };
+        let audit = ctx.audit.clone();
         tokio::spawn(ssh_gateway::serve(config, inputs, ctx));
         let agent_stop = CancellationToken::new();
         let client = PublicKey::from_openssh(&keys.client).unwrap();
         let agent = start_agent(&home, client, agent_stop.clone()).await;
         let world = Self {
             revocations,
+            audit,
             home,
             port,
             host_key: keys.host,
@@ -153,6 +156,7 @@ impl World {
     }
 
     pub fn audit(&self) -> String {
+        self.audit.flush();
         std::fs::read_to_string(self.path("audit")).unwrap()
     }
 

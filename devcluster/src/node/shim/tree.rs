@@ -150,6 +150,11 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
+        // The kernel may show a new program's environment a moment after its start.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while marked(MARK_FOR_TEST, "here.").is_empty() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         assert_eq!(marked(MARK_FOR_TEST, "here."), vec![pid]);
         assert!(marked(MARK_FOR_TEST, "there.").is_empty());
         assert_eq!(kill_marked(MARK_FOR_TEST, "here.1"), 1);
