@@ -61,11 +61,12 @@ pub async fn serve(
     let workspaces = workload::controller::<Workspace>(&shared);
     let apps = workload::controller::<App>(&shared);
     let stores = Stores { workspaces: workspaces.store(), apps: apps.store() };
-    let projects = project::run(shared.clone(), ctx.shutdown.clone());
+    // On the heap: together they are too large for a caller's stack.
+    let projects = Box::pin(project::run(shared.clone(), ctx.shutdown.clone()));
     let workspaces =
-        workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone());
-    let apps = workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone());
-    let idle = idle::run(shared, stores, http, ctx.clone());
+        Box::pin(workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone()));
+    let apps = Box::pin(workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone()));
+    let idle = Box::pin(idle::run(shared, stores, http, ctx.clone()));
     ctx.health.set("controller", Ok(()));
     let work = async { tokio::join!(projects, workspaces, apps, idle) };
     // A reconciler that is stopped before its first list has arrived would wait for that list for
