@@ -29,8 +29,9 @@ build: ## Build the dormouse binary
 
 test: unit e2e ## Run every test: unit tests, then end to end with real clients
 
+# PostgreSQL, OpenSSH and a provider to sign in with are used by some of them.
 unit: ## Run the unit tests
-	@scripts/setup build
+	@scripts/setup build test
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace; \
 	else \
