@@ -19,12 +19,14 @@ use runtime::{
     service::Context,
 };
 use serde_json::json;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::{Shared, Stores, gather::Gateway, workload::announce};
 
 /// How old an answer may be, in gathering intervals, before its gateway counts as silent.
 const STALE_INTERVALS: u32 = 3;
+/// The longest that one verdict may take to be written.
+const JUDGE: Duration = Duration::from_secs(10);
 /// Activity is written to the cluster at most this often per workload.
 const WRITE_EVERY: SignedDuration = SignedDuration::from_secs(30);
 
@@ -39,9 +41,8 @@ pub async fn run(shared: Arc<Shared>, stores: Stores, http: reqwest::Client, ctx
             _ = ticks.tick() => {}
         }
         ask_all(&mut gateways, &http, &shared).await;
-        let now = Timestamp::now();
-        judge_all(&stores.workspaces, &gateways, &shared, &ctx, now).await;
-        judge_all(&stores.apps, &gateways, &shared, &ctx, now).await;
+        judge_all(&stores.workspaces, &gateways, &shared, &ctx).await;
+        judge_all(&stores.apps, &gateways, &shared, &ctx).await;
         for gateway in &mut gateways {
             gateway.retain(|workload| stores.contains(workload));
         }
@@ -74,7 +75,6 @@ async fn judge_all<W: WorkloadResource>(
     gateways: &[Gateway],
     shared: &Shared,
     ctx: &Context,
-    now: Timestamp,
 ) where
     ObjectRef<W>: std::hash::Hash,
 {
@@ -84,12 +84,20 @@ async fn judge_all<W: WorkloadResource>(
         matches!(phase, Some(Phase::Running | Phase::Starting)) && !object.is_asleep()
     };
     for object in store.state().into_iter().filter(running) {
-        if let Err(error) = judge(object.as_ref(), gateways, shared, ctx, now).await {
-            tracing::warn!(
-                %error, kind = %W::KIND, namespace = object.namespace(), name = object.name_any(),
-                "a verdict could not be written; trying again",
-            );
-        }
+        // Anew for each: when the ones before it took long, the observations have grown old, and an
+        // old observation puts nothing to sleep.
+        let now = Timestamp::now();
+        let judged = timeout(JUDGE, judge(object.as_ref(), gateways, shared, ctx, now)).await;
+        let error = match judged {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            // One slow answer must not make the others' observations old.
+            Err(_) => "the API server did not answer in time".to_owned(),
+        };
+        tracing::warn!(
+            error, kind = %W::KIND, namespace = object.namespace(), name = object.name_any(),
+            "a verdict could not be written; trying again",
+        );
     }
 }
 

@@ -10,10 +10,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use domain::identity::{Credential, CredentialKind};
@@ -105,10 +105,18 @@ impl Audit {
     /// Waits, at most a few seconds, until what was recorded so far has been written. For the end of
     /// the process; blocks.
     pub fn flush(&self) {
+        let deadline = Instant::now() + FLUSH;
         let (done, written) = sync_channel(1);
-        if self.lines.send(Entry::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(FLUSH);
+        let mut request = Entry::Flush(done);
+        // The queue may be full before a disk that stalls: its place is waited for as well.
+        while let Err(TrySendError::Full(back)) = self.lines.try_send(request) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            request = back;
+            thread::sleep(Duration::from_millis(5));
         }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     pub fn record(&self, now: Timestamp, event: Event<'_>) {
