@@ -7,6 +7,7 @@ use crate::{
     identity::Identity,
     name::{ProjectName, UserName},
     route::{AgentSpec, Progress, Route, RouteTable, State, Step},
+    traffic::Traffic,
     workload::{Protocol, WorkloadRef},
 };
 
@@ -122,6 +123,10 @@ impl Grant {
         self.route.spec().wake_hold
     }
 
+    pub fn traffic(&self) -> &Traffic {
+        &self.route.spec().traffic
+    }
+
     pub fn agent(&self) -> Option<&AgentSpec> {
         self.route.spec().agent.as_ref()
     }
@@ -175,6 +180,7 @@ mod tests {
             endpoints: vec!["127.0.0.1:1".parse().unwrap()],
             protocol: Protocol::Jupyter,
             wake_hold: Duration::from_secs(60),
+            traffic: Traffic::default(),
             agent: None,
             workload: workload.clone(),
         };

@@ -13,5 +13,6 @@ pub mod name;
 pub mod revocation;
 pub mod route;
 pub mod token;
+pub mod traffic;
 pub mod wake;
 pub mod workload;

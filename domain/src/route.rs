@@ -8,6 +8,7 @@ use crate::{
     access::AccessPolicy,
     activity::Cell,
     name::WorkloadName,
+    traffic::Traffic,
     workload::{Protocol, WorkloadKind, WorkloadRef},
 };
 
@@ -24,6 +25,7 @@ pub struct RouteSpec {
     pub protocol: Protocol,
     /// How long an API call is held while the workload wakes.
     pub wake_hold: Duration,
+    pub traffic: Traffic,
     pub agent: Option<AgentSpec>,
 }
 

@@ -2,7 +2,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, WorkloadStatus};
+use super::{
+    EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, TrafficSpec, WorkloadStatus,
+};
 
 /// A Streamlit app, a model API or an LLM server.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -66,6 +68,8 @@ pub struct AppSpec {
     pub idle: IdleSpec,
     #[serde(default)]
     pub sharing: Sharing,
+    #[serde(default, skip_serializing_if = "TrafficSpec::is_empty")]
+    pub traffic: TrafficSpec,
 }
 
 /// A GET that answers with a status below 400 once the app is ready.

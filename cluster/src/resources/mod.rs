@@ -5,6 +5,7 @@ mod batch_job;
 mod parts;
 mod project;
 mod status;
+mod traffic;
 mod workload;
 mod workspace;
 
@@ -16,5 +17,6 @@ pub use parts::{
 };
 pub use project::{Member, Project, ProjectPolicy, ProjectSpec, ProjectStatus, Quota, Role};
 pub use status::{AgentStatus, IdleStatus, LastActivity, Phase, ProgressStatus, WorkloadStatus};
+pub use traffic::TrafficSpec;
 pub use workload::WorkloadResource;
 pub use workspace::{Workspace, WorkspaceSpec};

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use kube::{Resource, core::NamespaceResourceScope};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{App, IdleSpec, Probe, ProtocolName, Sharing, WorkloadStatus, Workspace};
+use super::{App, IdleSpec, Probe, ProtocolName, Sharing, TrafficSpec, WorkloadStatus, Workspace};
 use crate::labels::WAKE_AT;
 
 /// What a workspace and an app have in common.
@@ -29,6 +29,7 @@ pub trait WorkloadResource:
     fn probe(&self) -> Option<&Probe>;
     fn idle(&self) -> &IdleSpec;
     fn sharing(&self) -> &Sharing;
+    fn traffic(&self) -> &TrafficSpec;
     fn status(&self) -> Option<&WorkloadStatus>;
 
     /// `None` for names that the schema refuses, which an API server without validation may hold.
@@ -76,6 +77,9 @@ macro_rules! workload {
             }
             fn sharing(&self) -> &Sharing {
                 &self.spec.sharing
+            }
+            fn traffic(&self) -> &TrafficSpec {
+                &self.spec.traffic
             }
             fn status(&self) -> Option<&WorkloadStatus> {
                 self.status.as_ref()

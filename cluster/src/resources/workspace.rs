@@ -2,7 +2,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, Storage, WorkloadStatus,
+    EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, Storage, TrafficSpec,
+    WorkloadStatus,
 };
 
 /// One person's JupyterLab, VS Code or shell.
@@ -66,6 +67,8 @@ pub struct WorkspaceSpec {
     pub idle: IdleSpec,
     #[serde(default)]
     pub sharing: Sharing,
+    #[serde(default, skip_serializing_if = "TrafficSpec::is_empty")]
+    pub traffic: TrafficSpec,
 }
 
 fn default_port() -> i32 {

@@ -86,6 +86,7 @@ impl Cluster {
             endpoints: endpoints.get(&key).cloned().unwrap_or_default(),
             protocol: object.protocol().into(),
             wake_hold: object.idle().wake_hold.duration().unwrap_or(DEFAULT_WAKE_HOLD),
+            traffic: object.traffic().into(),
             agent: agent.map(|a| AgentSpec { port: a.port, host_key: a.host_key.clone() }),
             workload: workload.clone(),
         };

@@ -54,6 +54,7 @@ pub fn spec(state: State, endpoints: &[SocketAddr]) -> RouteSpec {
         endpoints: endpoints.to_vec(),
         protocol: Protocol::Http,
         wake_hold: Duration::from_secs(60),
+        traffic: Default::default(),
         agent: None,
     }
 }

@@ -171,6 +171,7 @@ impl World {
             endpoints: if up { vec![SocketAddr::new(self.agent.ip(), 8888)] } else { vec![] },
             protocol: Protocol::Jupyter,
             wake_hold: Duration::from_secs(60),
+            traffic: Default::default(),
             agent: Some(AgentSpec { port: self.agent.port(), host_key: self.agent_key.clone() }),
         };
         let route = Arc::new(Route::new(spec, self.tracker.cell(&lab())));
