@@ -36,6 +36,19 @@ pub struct Config {
     pub drain_grace: Duration,
 }
 
+/// A second listener without TLS, for load balancers that end TLS themselves. Clients must reach it
+/// by HTTPS all the same: browsers keep the cookies of nothing else.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlainConfig {
+    pub listen: SocketAddr,
+    /// Networks of the load balancers, such as `10.0.0.0/8`: what they say in `X-Forwarded-For` is
+    /// believed. Nobody else's is.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub trusted_hops: Vec<ipnet::IpNet>,
+}
+
 /// A host served by a service of ours.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

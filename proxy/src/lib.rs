@@ -24,10 +24,10 @@ use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
 use runtime::{jwks::JwksFollower, revocations::Revocations, secret, service::Context};
 use tokio::sync::{mpsc, watch};
 
-pub use config::{Config, Limits, SystemAccess, SystemHost};
+pub use config::{Config, Limits, PlainConfig, SystemAccess, SystemHost};
 
 use crate::{
-    front::Front,
+    front::{Front, Listeners, hops::TrustedHops},
     gate::{Gate, Parts},
     metrics::Metrics,
     session::{Sessions, issuer::Issuer},
@@ -46,14 +46,24 @@ pub struct Inputs {
     /// Certificates; the protocols to negotiate are set here.
     pub tls: Arc<rustls::ServerConfig>,
     pub listener: std::net::TcpListener,
+    pub plain: Option<Plain>,
+}
+
+/// A listener without TLS, behind a load balancer that has ended it.
+pub struct Plain {
+    pub listener: std::net::TcpListener,
+    /// The load balancers' networks: from there `X-Forwarded-For` is believed.
+    pub trusted_hops: Vec<ipnet::IpNet>,
 }
 
 /// Serves until `ctx.shutdown` is cancelled and what was running has finished or had its time.
 pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
-    let Inputs { routes, wake, verifier, jwks, revocations, http, tls, listener } = inputs;
-    listener.set_nonblocking(true).context("the listener cannot be used")?;
-    let listener =
-        tokio::net::TcpListener::from_std(listener).context("the listener cannot be used")?;
+    let Inputs { routes, wake, verifier, jwks, revocations, http, tls, listener, plain } = inputs;
+    let (plain, hops) = match plain {
+        Some(Plain { listener, trusted_hops }) => (Some(usable(listener)?), trusted_hops),
+        None => (None, Vec::new()),
+    };
+    let listeners = Listeners { tls: usable(listener)?, plain };
     ctx.health.set("sign-in", Err("the issuer has not been reached yet".to_owned()));
     let metrics = Metrics::register(&ctx.registry).context("metrics cannot be registered")?;
     let client_secret = secret::read(&config.client_secret_file)?;
@@ -85,9 +95,16 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         async move { gate.follow_rights().await }
     });
     let engine = engine::new(gate.clone(), config.limits.stall_timeout);
-    let (front, stop) = Front::new(&config, gate, engine, &tls, ctx.shutdown.clone());
-    Arc::new(front).run(listener, stop).await;
+    let (front, stop) =
+        Front::new(&config, gate, engine, &tls, TrustedHops::new(hops), ctx.shutdown.clone());
+    Arc::new(front).run(listeners, stop).await;
     rights.abort();
     following.abort();
     Ok(())
+}
+
+fn usable(listener: std::net::TcpListener) -> anyhow::Result<tokio::net::TcpListener> {
+    let unusable = "the listener cannot be used";
+    listener.set_nonblocking(true).context(unusable)?;
+    tokio::net::TcpListener::from_std(listener).context(unusable)
 }

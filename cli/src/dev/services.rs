@@ -204,6 +204,7 @@ pub async fn start(
         client: client.clone(),
         tls,
         listener,
+        plain: None,
     };
     let (serving, activity) = parts.build(&gate.ctx)?;
     services.add("proxy", gate, serving, activity);

@@ -28,6 +28,8 @@ struct Settings {
     #[serde(default)]
     kubeconfig: Option<PathBuf>,
     tls: TlsFiles,
+    #[serde(default)]
+    plain: Option<proxy::PlainConfig>,
     /// A file with certificates of an authority to trust for the issuer, besides the system's.
     #[serde(default)]
     issuer_ca_file: Option<PathBuf>,
@@ -52,6 +54,13 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
     let tls = tls::server_config(&settings.tls.certificate_file, &settings.tls.key_file)?;
     let listener = listen(settings.listen, "listen").await?.into_std()?;
+    let plain = match settings.plain {
+        Some(plain) => Some(proxy::Plain {
+            listener: listen(plain.listen, "plain.listen").await?.into_std()?,
+            trusted_hops: plain.trusted_hops,
+        }),
+        None => None,
+    };
     let admin = listen(settings.admin_listen, "admin_listen").await?;
     let issuer = IssuerSettings {
         url: settings.proxy.issuer.clone(),
@@ -59,7 +68,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
         ca_file: settings.issuer_ca_file,
         audience: settings.audience,
     };
-    let parts = Parts { config: settings.proxy, issuer, client, tls, listener };
+    let parts = Parts { config: settings.proxy, issuer, client, tls, listener, plain };
     let (service, activity) = parts.build(&ctx)?;
     run_with_admin(service, admin, activity, ctx).await
 }
@@ -71,6 +80,7 @@ pub struct Parts {
     pub client: Client,
     pub tls: Arc<rustls::ServerConfig>,
     pub listener: std::net::TcpListener,
+    pub plain: Option<proxy::Plain>,
 }
 
 impl Parts {
@@ -93,6 +103,7 @@ impl Parts {
             http,
             tls: self.tls,
             listener: self.listener,
+            plain: self.plain,
         };
         Ok((proxy::serve(self.config, inputs, ctx.clone()), gateway.activity))
     }

@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
@@ -24,9 +24,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
 
-use super::{chunked::Chunked, head::BodyFraming, limits::Permit};
+use super::{chunked::Chunked, head::BodyFraming, io::Io, limits::Permit};
 
 /// How much of a body is read at once.
 const READ: usize = 16 * 1024;
@@ -36,12 +35,13 @@ const READ_HEAD: usize = 2 * 1024;
 const AHEAD_MAX: usize = 64 * 1024;
 
 pub struct Conn {
-    io: TlsStream<TcpStream>,
+    io: Io,
     /// Read and not handed on.
     ahead: BytesMut,
     lent: Lent,
     ended: bool,
-    peer: SocketAddr,
+    /// Who asks: not always the peer, where a trusted hop says so of each request.
+    client: SocketAddr,
     socket: Arc<SocketDigest>,
     _permit: Permit,
 }
@@ -59,30 +59,37 @@ enum Lent {
 }
 
 impl Conn {
-    pub fn new(io: TlsStream<TcpStream>, peer: SocketAddr, permit: Permit) -> Self {
-        let socket = SocketDigest::from_raw_fd(io.get_ref().0.as_raw_fd());
-        let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
+    pub fn new(io: Io, peer: SocketAddr, permit: Permit) -> Self {
         Self {
+            socket: digest(&io, peer),
             io,
             ahead: BytesMut::new(),
             lent: Lent::All,
             ended: false,
-            peer,
-            socket: Arc::new(socket),
+            client: peer,
             _permit: permit,
         }
     }
 
-    pub fn peer(&self) -> SocketAddr {
-        self.peer
+    /// The client's address, for the request that is being served.
+    pub fn client(&self) -> IpAddr {
+        self.client.ip().to_canonical()
+    }
+
+    /// Sets who sends the next request.
+    pub fn set_client(&mut self, client: IpAddr) {
+        if self.client.ip() != client {
+            self.client = SocketAddr::new(client, 0);
+            self.socket = digest(&self.io, self.client);
+        }
     }
 
     pub fn tcp(&self) -> &TcpStream {
-        self.io.get_ref().0
+        self.io.tcp()
     }
 
     pub fn is_h2(&self) -> bool {
-        self.io.get_ref().1.alpn_protocol() == Some(b"h2")
+        self.io.is_h2()
     }
 
     pub fn ahead(&self) -> &[u8] {
@@ -171,6 +178,13 @@ impl Conn {
     }
 }
 
+/// What engines are told of the socket.
+fn digest(io: &Io, client: SocketAddr) -> Arc<SocketDigest> {
+    let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
+    let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(client)));
+    Arc::new(socket)
+}
+
 impl AsyncRead for Conn {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -236,7 +250,7 @@ impl AsyncWrite for Conn {
 
 impl fmt::Debug for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn").field("peer", &self.peer).field("lent", &self.lent).finish()
+        f.debug_struct("Conn").field("client", &self.client).field("lent", &self.lent).finish()
     }
 }
 

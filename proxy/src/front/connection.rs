@@ -11,11 +11,14 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
+use tokio_rustls::server::TlsStream;
 
 use super::{
-    Front,
+    Door, Front,
     conn::Conn,
     head::{self, BodyFraming, FIELDS_MAX},
+    hops::TrustedHops,
+    io::Io,
     limits::Permit,
     write_answer,
 };
@@ -38,17 +41,22 @@ enum NoNext {
     Refused(Refusal),
 }
 
-pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, permit: Permit) {
+pub(super) async fn serve(
+    front: Arc<Front>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    door: Door,
+    permit: Permit,
+) {
     tcp::tune(&tcp);
-    let handshake = front.tls.accept(tcp);
-    let io = match timeout(front.limits.head_timeout, handshake).await {
-        Ok(Ok(io)) => io,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, %peer, "TLS handshake failed");
-            return refused(&front, "tls");
-        }
-        Err(_) => return refused(&front, "slow-handshake"),
+    let io = match door {
+        Door::Plain => Io::Plain(tcp),
+        Door::Tls => match Box::pin(handshake(&front, tcp)).await {
+            Ok(tls) => Io::Tls(tls),
+            Err(reason) => return refused(&front, reason),
+        },
     };
+    let hops = (door == Door::Plain && front.hops.trusts(peer.ip())).then(|| &front.hops);
     let mut conn = Box::new(Conn::new(io, peer, permit));
     if conn.is_h2() {
         let stream: Stream = conn;
@@ -56,7 +64,7 @@ pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, p
         return;
     }
     loop {
-        let next = match next_head(&front, &mut conn).await {
+        let next = match next_head(&front, &mut conn, peer, hops).await {
             Ok(next) => next,
             Err(NoNext::Over) => {
                 // So that the client knows that nothing was cut off.
@@ -82,6 +90,20 @@ pub(super) async fn serve(front: Arc<Front>, tcp: TcpStream, peer: SocketAddr, p
     }
 }
 
+async fn handshake(
+    front: &Front,
+    tcp: TcpStream,
+) -> Result<Box<TlsStream<TcpStream>>, &'static str> {
+    match timeout(front.limits.head_timeout, front.tls.accept(tcp)).await {
+        Ok(Ok(tls)) => Ok(Box::new(tls)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            Err("tls")
+        }
+        Err(_) => Err("slow-handshake"),
+    }
+}
+
 fn refused(front: &Front, reason: &str) {
     front.metrics.connections_refused.with_label_values(&[reason]).inc();
 }
@@ -102,7 +124,12 @@ async fn through_engine(front: &Front, conn: Box<Conn>) -> Option<Box<Conn>> {
 }
 
 /// Waits for a head: long for its first byte, and not long from there to its last.
-async fn next_head(front: &Front, conn: &mut Conn) -> Result<Next, NoNext> {
+async fn next_head(
+    front: &Front,
+    conn: &mut Conn,
+    peer: SocketAddr,
+    hops: Option<&TrustedHops>,
+) -> Result<Next, NoNext> {
     let limits = &front.limits;
     if conn.ahead().is_empty() {
         let first = tokio::select! {
@@ -133,7 +160,12 @@ async fn next_head(front: &Front, conn: &mut Conn) -> Result<Next, NoNext> {
     if upgrade && (parsed.body != BodyFraming::Length(0) || !parsed.http_11) {
         return Err(NoNext::Refused(Refusal::BadRequest("A WebSocket handshake has no body")));
     }
-    Ok(Next { length, body: parsed.body, upgrade })
+    let body = parsed.body;
+    if let Some(hops) = hops {
+        let client = hops.client(peer.ip(), &parsed.head);
+        conn.set_client(client);
+    }
+    Ok(Next { length, body, upgrade })
 }
 
 /// Refuses and closes. What the client still sends is read for a moment, or closing would reset the
@@ -159,7 +191,7 @@ async fn goodbye(conn: &mut Conn, refusal: &Refusal) {
 mod tests {
     use super::*;
 
-    fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    fn size<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -25,7 +25,8 @@ struct Counts {
 /// One connection's place, given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    address: IpAddr,
+    /// `None` for one that brings many clients.
+    address: Option<IpAddr>,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -61,7 +62,17 @@ impl Limits {
         }
         *mine += 1;
         counts.all += 1;
-        Ok(Permit { address, counts: self.counts.clone() })
+        Ok(Permit { address: Some(address), counts: self.counts.clone() })
+    }
+
+    /// A place that is counted in all only.
+    pub fn take_for_many(&self) -> Result<Permit, Full> {
+        let mut counts = self.counts.lock();
+        if counts.all >= self.all_max {
+            return Err(Full::All);
+        }
+        counts.all += 1;
+        Ok(Permit { address: None, counts: self.counts.clone() })
     }
 }
 
@@ -69,10 +80,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = self.counts.lock();
         counts.all = counts.all.saturating_sub(1);
-        if let Some(mine) = counts.by_address.get_mut(&self.address) {
+        let Some(address) = &self.address else { return };
+        if let Some(mine) = counts.by_address.get_mut(address) {
             *mine = mine.saturating_sub(1);
             if *mine == 0 {
-                counts.by_address.remove(&self.address);
+                counts.by_address.remove(address);
             }
         }
     }

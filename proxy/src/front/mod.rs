@@ -5,6 +5,8 @@ pub mod chunked;
 pub mod conn;
 mod connection;
 pub mod head;
+pub mod hops;
+pub mod io;
 pub mod limits;
 mod write;
 
@@ -19,7 +21,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::limits::{Limits, Permit};
+use self::{
+    hops::TrustedHops,
+    limits::{Full, Limits, Permit},
+};
 use crate::{config, engine::Engine, gate::Gate, metrics::Metrics};
 
 pub use write::write_answer;
@@ -34,6 +39,7 @@ pub struct Front {
     pub(crate) limits: config::Limits,
     pub(crate) metrics: Metrics,
     tls: TlsAcceptor,
+    hops: TrustedHops,
     connections: Limits,
     /// Nothing new: set when the process is asked to stop.
     pub(crate) stopping: CancellationToken,
@@ -43,12 +49,42 @@ pub struct Front {
     drain_grace: Duration,
 }
 
+/// By which listener a connection came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Tls,
+    Plain,
+}
+
+/// Where connections are accepted.
+pub struct Listeners {
+    pub tls: TcpListener,
+    /// For load balancers that have ended TLS themselves.
+    pub plain: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn accept(&self) -> (Door, std::io::Result<(TcpStream, SocketAddr)>) {
+        let plain = async {
+            match &self.plain {
+                Some(plain) => plain.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.tls.accept() => (Door::Tls, accepted),
+            accepted = plain => (Door::Plain, accepted),
+        }
+    }
+}
+
 impl Front {
     pub fn new(
         config: &config::Config,
         gate: Arc<Gate>,
         engine: Arc<HttpProxy<Engine>>,
         tls: &rustls::ServerConfig,
+        hops: TrustedHops,
         stopping: CancellationToken,
     ) -> (Self, watch::Sender<bool>) {
         let mut tls = tls.clone();
@@ -60,6 +96,7 @@ impl Front {
             gate,
             engine,
             tls: TlsAcceptor::from(Arc::new(tls)),
+            hops,
             connections: Limits::new(limits.connections, limits.connections_per_address),
             limits,
             stopping,
@@ -71,17 +108,17 @@ impl Front {
     }
 
     /// Accepts until asked to stop, then drains.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, stop: watch::Sender<bool>) {
+    pub async fn run(self: Arc<Self>, listeners: Listeners, stop: watch::Sender<bool>) {
         let running = TaskTracker::new();
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (door, accepted) = tokio::select! {
+                accepted = listeners.accept() => accepted,
                 () = self.stopping.cancelled() => break,
             };
             match accepted {
-                Ok((tcp, peer)) => match self.connections.take(peer.ip()) {
+                Ok((tcp, peer)) => match self.place(door, peer) {
                     Ok(permit) => {
-                        running.spawn(self.clone().connection(tcp, peer, permit));
+                        running.spawn(self.clone().connection(tcp, peer, door, permit));
                     }
                     // Closed at once: the others keep their places.
                     Err(full) => {
@@ -95,7 +132,7 @@ impl Front {
                 }
             }
         }
-        drop(listener);
+        drop(listeners);
         let _ = stop.send(true);
         self.engine.http_cleanup().await;
         running.close();
@@ -106,9 +143,24 @@ impl Front {
         }
     }
 
-    async fn connection(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, permit: Permit) {
+    /// A trusted hop brings the connections of many, and has no share of its own.
+    fn place(&self, door: Door, peer: SocketAddr) -> Result<Permit, Full> {
+        if door == Door::Plain && self.hops.trusts(peer.ip()) {
+            self.connections.take_for_many()
+        } else {
+            self.connections.take(peer.ip())
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        door: Door,
+        permit: Permit,
+    ) {
         self.metrics.connections.inc();
-        let served = connection::serve(self.clone(), tcp, peer, permit);
+        let served = connection::serve(self.clone(), tcp, peer, door, permit);
         tokio::select! {
             () = served => {}
             () = self.cut() => {}

@@ -107,7 +107,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
     let Ok(parsed) = head::parse(head_bytes, &mut fields) else { return Handshake::Over };
     let head = parsed.head;
     let mut asked = Asked {
-        from: conn.peer().ip().to_canonical(),
+        from: conn.client(),
         host: head.authority.to_owned(),
         path: head.path().to_owned(),
         user: None,

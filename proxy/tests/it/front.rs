@@ -252,3 +252,39 @@ async fn attack_11_slow_bodies_leave_others_served() {
         assert!(raw.answer().await.1.ends_with(b"slow body"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_2_behind_a_load_balancer_only_that_is_believed() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    // 127.0.0.0/9 is the load balancer's network, 127.128.0.0/9 is everybody else's.
+    let from = async |peer: &str, forwarded: &[&str]| {
+        let mut raw = world.plain(peer).await;
+        let mut told = Vec::new();
+        // On one connection: a load balancer sends many clients' requests on it.
+        for forwarded in forwarded {
+            for framing in ["Content-Length: 0", "Transfer-Encoding: chunked"] {
+                raw.send(&format!(
+                    "POST / HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {}\r\n\
+                     X-Forwarded-For: {forwarded}\r\n{framing}\r\n\r\n",
+                    world.bearer("alice")
+                ))
+                .await;
+                if framing.starts_with('T') {
+                    raw.send("0\r\n\r\n").await;
+                }
+                let (head, body) = raw.answer().await;
+                assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                let said = String::from_utf8(body).unwrap().to_ascii_lowercase();
+                let at = said.split("x-forwarded-for: ").nth(1).unwrap();
+                told.push(at.split("\r\n").next().unwrap().to_owned());
+                assert!(said.contains("x-forwarded-proto: https\r\n"), "{said}");
+            }
+        }
+        told.dedup();
+        told
+    };
+    let told = from("127.0.0.2", &["6.6.6.6, 192.0.2.1", "192.0.2.2, 127.0.0.3", "evil"]).await;
+    assert_eq!(told, ["192.0.2.1", "192.0.2.2", "127.0.0.2"]);
+    assert_eq!(from("127.128.0.2", &["192.0.2.1", "127.0.0.3"]).await, ["127.128.0.2"]);
+}

@@ -74,8 +74,8 @@ async fn a_thousand_upgrades_to_an_upstream_that_answers_at_once_and_none_dies()
                 let mut raw = open(&world, "/ws").await;
                 assert_eq!(raw.bytes(7).await, b"\x01\x05hello");
                 let message = frame(1, b"ping");
-                raw.tls.write_all(&message).await.unwrap();
-                raw.tls.flush().await.unwrap();
+                raw.stream.write_all(&message).await.unwrap();
+                raw.stream.flush().await.unwrap();
                 assert_eq!(raw.bytes(message.len()).await, message);
                 answered.fetch_add(1, SeqCst);
             }
@@ -200,8 +200,8 @@ async fn messages_are_a_persons_doing_and_pings_are_not() {
     world.set([lab]);
     let mut terminal = open(&world, "/terminals/websocket/1").await;
     let send = async |raw: &mut Raw, bytes: Vec<u8>| {
-        raw.tls.write_all(&bytes).await.unwrap();
-        raw.tls.flush().await.unwrap();
+        raw.stream.write_all(&bytes).await.unwrap();
+        raw.stream.flush().await.unwrap();
         // Echoed: it has passed the tunnel.
         assert_eq!(raw.bytes(bytes.len()).await, bytes);
     };
@@ -276,7 +276,7 @@ async fn half_a_close_lets_the_other_side_finish() {
     world.running(address);
     let mut raw = open(&world, "/ws").await;
     raw.send("abc").await;
-    raw.tls.shutdown().await.unwrap();
+    raw.stream.shutdown().await.unwrap();
     assert_eq!(raw.rest().await, "cba");
 }
 
@@ -308,7 +308,7 @@ async fn attack_26_a_stop_says_goodbye_with_1001() {
     assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], 1001u16.to_be_bytes());
     let rest = raw.bytes(6).await;
     assert_eq!(rest, [3, 4, 0x88, 2, 3, 0xe9]);
-    raw.tls.write_all(&frame(8, &1001u16.to_be_bytes())).await.unwrap();
+    raw.stream.write_all(&frame(8, &1001u16.to_be_bytes())).await.unwrap();
     assert_eq!(raw.rest().await, "");
     world.served.await.unwrap().unwrap();
 }
@@ -357,8 +357,8 @@ async fn echoing(world: &World, bearer: &str) -> (SocketAddr, Raw) {
     let (head, _) = raw.answer().await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let message = frame(1, b"ping");
-    raw.tls.write_all(&message).await.unwrap();
-    raw.tls.flush().await.unwrap();
+    raw.stream.write_all(&message).await.unwrap();
+    raw.stream.flush().await.unwrap();
     assert_eq!(raw.bytes(message.len()).await, message);
     (upstream, raw)
 }

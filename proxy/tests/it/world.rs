@@ -10,11 +10,11 @@ use domain::{
     wake::WakeRequest,
     workload::{Protocol, WorkloadKind, WorkloadRef},
 };
-use proxy::{Config, Inputs, Limits, SystemAccess, SystemHost};
+use proxy::{Config, Inputs, Limits, Plain, SystemAccess, SystemHost};
 use runtime::{audit::Audit, health::Health, revocations::Revocations, service::Context};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -28,6 +28,8 @@ pub const HOST: &str = "echo--alice.example.test";
 
 pub struct World {
     pub address: SocketAddr,
+    /// Without TLS; 127.0.0.0/9 is a load balancer's.
+    pub plain: SocketAddr,
     pub routes: watch::Sender<Arc<RouteTable>>,
     pub wakes: mpsc::Receiver<WakeRequest>,
     pub tracker: Arc<Tracker>,
@@ -117,6 +119,9 @@ impl World {
         let (routes, table) = watch::channel(Arc::new(RouteTable::new([])));
         let (wake, wakes) = mpsc::channel(16);
         let revocations = Revocations::none();
+        let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let plain_address = plain.local_addr().unwrap();
+        let plain = Plain { listener: plain, trusted_hops: vec!["127.0.0.0/9".parse().unwrap()] };
         let inputs = Inputs {
             routes: table,
             wake,
@@ -126,6 +131,7 @@ impl World {
             http,
             tls: Arc::new(tls),
             listener,
+            plain: Some(plain),
         };
         let (registry, shutdown, health) =
             (ctx.registry.clone(), ctx.shutdown.clone(), ctx.health.clone());
@@ -133,6 +139,7 @@ impl World {
         let served = tokio::spawn(proxy::serve(config, inputs, ctx));
         let world = Self {
             address,
+            plain: plain_address,
             routes,
             wakes,
             tracker: Arc::new(Tracker::new()),
@@ -197,7 +204,14 @@ impl World {
 
     /// A TLS connection that speaks HTTP/1.1, byte by byte.
     pub async fn raw(&self) -> Raw {
-        Raw { tls: self.tls(&[b"http/1.1"]).await, buffer: Vec::new() }
+        Raw { stream: self.tls(&[b"http/1.1"]).await, buffer: Vec::new() }
+    }
+
+    /// A connection to the plain listener, from an address of this machine.
+    pub async fn plain(&self, from: &str) -> Raw<TcpStream> {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        Raw { stream: socket.connect(self.plain).await.unwrap(), buffer: Vec::new() }
     }
 
     pub async fn tls(&self, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
@@ -221,15 +235,15 @@ impl reqwest::dns::Resolve for Everywhere {
     }
 }
 
-pub struct Raw {
-    pub tls: TlsStream<TcpStream>,
+pub struct Raw<S = TlsStream<TcpStream>> {
+    pub stream: S,
     pub buffer: Vec<u8>,
 }
 
-impl Raw {
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     pub async fn send(&mut self, text: &str) {
-        self.tls.write_all(text.as_bytes()).await.unwrap();
-        self.tls.flush().await.unwrap();
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// One answer: its head, and its body by Content-Length or chunks.
@@ -287,7 +301,7 @@ impl Raw {
     /// False at the end of the stream.
     pub async fn more(&mut self) -> bool {
         let read =
-            tokio::time::timeout(Duration::from_secs(30), self.tls.read_buf(&mut self.buffer));
+            tokio::time::timeout(Duration::from_secs(30), self.stream.read_buf(&mut self.buffer));
         read.await.expect("nothing came").unwrap_or(0) > 0
     }
 
