@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     activity::{Guard, How},
+    endpoint::Endpoint,
     identity::Identity,
     name::{ProjectName, UserName},
     route::{AgentSpec, Progress, Route, RouteTable, State, Step},
     traffic::Traffic,
+    upstream::Routing,
     workload::{Protocol, WorkloadRef},
 };
 
@@ -132,11 +134,11 @@ impl Grant {
     }
 
     pub fn readiness(&self) -> Readiness<'_> {
-        let spec = self.route.spec();
+        let (spec, addresses) = (self.route.spec(), self.route.addresses());
         match &spec.state {
             State::Stopped => Readiness::Stopped,
             State::Sleeping => Readiness::Asleep,
-            _ if !spec.endpoints.is_empty() => Readiness::Ready(&spec.endpoints),
+            _ if !addresses.is_empty() => Readiness::Ready(addresses),
             State::Failed { message } => Readiness::Failed(message),
             State::Starting { progress } => Readiness::Waking(progress.clone()),
             State::Running => Readiness::Waking(Progress {
@@ -144,6 +146,15 @@ impl Grant {
                 message: "Waiting for the program to answer".to_owned(),
             }),
         }
+    }
+
+    /// To choose from among those that are ready; also lists those that drain.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        self.route.endpoints()
+    }
+
+    pub fn routing(&self) -> &Routing {
+        &self.route.spec().routing
     }
 
     /// The same proof against a newer table, for waits and long-lived sessions: access may be gone.
@@ -177,14 +188,15 @@ mod tests {
             host: format!("{}.localhost", workload.host_label()),
             access: AccessPolicy { owner: Some(owner.parse().unwrap()), ..Default::default() },
             state: State::Running,
-            endpoints: vec!["127.0.0.1:1".parse().unwrap()],
+            endpoints: vec!["127.0.0.1:1".parse::<SocketAddr>().unwrap().into()],
+            routing: Routing::default(),
             protocol: Protocol::Jupyter,
             wake_hold: Duration::from_secs(60),
             traffic: Traffic::default(),
             agent: None,
             workload: workload.clone(),
         };
-        Arc::new(Route::new(spec, tracker.cell(&workload)))
+        Arc::new(Route::new(spec, tracker.cell(&workload), None))
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod activity;
 pub mod classify;
+pub mod endpoint;
 pub mod identity;
 pub mod idle;
 pub mod name;
@@ -14,5 +15,6 @@ pub mod revocation;
 pub mod route;
 pub mod token;
 pub mod traffic;
+pub mod upstream;
 pub mod wake;
 pub mod workload;

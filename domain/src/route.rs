@@ -7,8 +7,10 @@ use serde::Serialize;
 use crate::{
     access::AccessPolicy,
     activity::Cell,
+    endpoint::{Endpoint, EndpointSpec, Serving},
     name::WorkloadName,
     traffic::Traffic,
+    upstream::Routing,
     workload::{Protocol, WorkloadKind, WorkloadRef},
 };
 
@@ -20,8 +22,9 @@ pub struct RouteSpec {
     pub host: String,
     pub access: AccessPolicy,
     pub state: State,
-    /// Addresses of pods that are ready.
-    pub endpoints: Vec<SocketAddr>,
+    /// Addresses of pods that are ready, and of those that drain.
+    pub endpoints: Vec<EndpointSpec>,
+    pub routing: Routing,
     pub protocol: Protocol,
     /// How long an API call is held while the workload wakes.
     pub wake_hold: Duration,
@@ -74,12 +77,27 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Route {
     spec: RouteSpec,
+    /// Of those that are ready, sorted.
+    addresses: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
     activity: Arc<Cell>,
 }
 
 impl Route {
-    pub fn new(spec: RouteSpec, activity: Arc<Cell>) -> Self {
-        Self { spec, activity }
+    /// `before` is the workload's route until now: the state of its endpoints is carried over.
+    pub fn new(mut spec: RouteSpec, activity: Arc<Cell>, before: Option<&Route>) -> Self {
+        // Of an address that is listed twice, the pod that is ready counts.
+        spec.endpoints.sort_by_key(|e| (e.address, e.serving == Serving::Draining));
+        spec.endpoints.dedup_by_key(|endpoint| endpoint.address);
+        let ready = spec.endpoints.iter().filter(|e| e.serving == Serving::Ready);
+        let addresses = ready.map(|endpoint| endpoint.address).collect();
+        let same = |old: &&Route| {
+            old.spec.workload == spec.workload && old.spec.routing.protocol == spec.routing.protocol
+        };
+        let before = before.filter(same).map_or(&[][..], |old| &old.endpoints);
+        let endpoints = std::mem::take(&mut spec.endpoints);
+        let endpoints = endpoints.into_iter().map(|e| Endpoint::new(e, before)).collect();
+        Self { spec, addresses, endpoints, activity }
     }
 
     pub fn workload(&self) -> &WorkloadRef {
@@ -96,6 +114,14 @@ impl Route {
 
     pub(crate) fn spec(&self) -> &RouteSpec {
         &self.spec
+    }
+
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     pub(crate) fn activity(&self) -> &Arc<Cell> {

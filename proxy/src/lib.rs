@@ -16,6 +16,7 @@ mod pages;
 mod session;
 mod tcp;
 mod tunnel;
+mod upstream;
 
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ pub struct Metrics {
     pub wakes: IntCounterVec,
     pub sign_ins: IntCounterVec,
     pub connect_retries: IntCounter,
+    pub ejections: IntCounter,
     pub seconds: Histogram,
 }
 
@@ -63,6 +64,10 @@ impl Metrics {
                 "dormouse_proxy_connect_retries_total",
                 "Connections to workloads that were tried again.",
             )?,
+            ejections: counter(
+                "dormouse_proxy_ejections_total",
+                "Times that a failing pod was left alone for a while.",
+            )?,
             seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "dormouse_proxy_request_seconds",
@@ -89,6 +94,7 @@ impl Metrics {
             Box::new(self.wakes.clone()),
             Box::new(self.sign_ins.clone()),
             Box::new(self.connect_retries.clone()),
+            Box::new(self.ejections.clone()),
             Box::new(self.seconds.clone()),
         ]
     }

@@ -83,7 +83,8 @@ impl Cluster {
             host: format!("{}.{}", workload.host_label(), options.base_domain),
             access: self.access(object, &workload),
             state: state(object),
-            endpoints: endpoints.get(&key).cloned().unwrap_or_default(),
+            endpoints: endpoints.get(&key).into_iter().flatten().map(|&a| a.into()).collect(),
+            routing: Default::default(),
             protocol: object.protocol().into(),
             wake_hold: object.idle().wake_hold.duration().unwrap_or(DEFAULT_WAKE_HOLD),
             traffic: object.traffic().into(),
@@ -92,7 +93,7 @@ impl Cluster {
         };
         let created = meta.creation_timestamp.as_ref().map(|time| time.0);
         let age = (created, workload.kind, meta.uid.clone());
-        Some((age, Arc::new(Route::new(spec, tracker.cell(&workload)))))
+        Some((age, Arc::new(Route::new(spec, tracker.cell(&workload), None))))
     }
 
     fn access<W: WorkloadResource>(&self, object: &W, workload: &WorkloadRef) -> AccessPolicy {

@@ -9,7 +9,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use domain::workload::WorkloadRef;
 use futures::FutureExt;
 use http::{HeaderValue, header};
 use jiff::Timestamp;
@@ -21,30 +20,22 @@ use pingora::{
     server::configuration::ServerConf,
     upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::{
     access_log,
     answer::Refusal,
     gate::{
-        Admitted, Destination, Gate, Verdict,
+        Admitted, Gate, Verdict,
         head::{Audience, Field, Head},
         is_own_path,
         live::LOOK_EVERY,
         scrub::{self, Scrub, Trust},
     },
     tcp,
+    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, POOL_IDLE, Picked, Tried},
 };
 
-/// A workload that has just become ready may refuse connections for an instant more.
-pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-/// One try of a connection.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two tries.
-pub const CONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection to a workload is kept for the next request: less than the five seconds
-/// after which the most impatient of the usual servers close theirs.
-const POOL_IDLE: Duration = Duration::from_secs(3);
 const POOL_SIZE: usize = 512;
 /// Tries of one request; time ends them earlier.
 const TRIES_MAX: usize = 128;
@@ -79,7 +70,9 @@ pub struct Exchange {
     started: Instant,
     admitted: Option<Box<Admitted>>,
     audience: Audience,
-    tries: u32,
+    tried: Tried,
+    /// The upstream of the try that is under way.
+    picked: Option<Picked>,
     give_up_at: Option<Instant>,
     /// When it was last seen that the exchange may go on.
     checked: Instant,
@@ -176,7 +169,8 @@ impl ProxyHttp for Engine {
             started: Instant::now(),
             admitted: None,
             audience: Audience::Client,
-            tries: 0,
+            tried: Tried::default(),
+            picked: None,
             give_up_at: None,
             checked: Instant::now(),
         }
@@ -205,16 +199,16 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let admitted = ctx.admitted.as_ref().ok_or_else(|| broken("a request without a grant"))?;
-        if ctx.tries > 0 {
+        if !ctx.tried.is_empty() {
             self.gate.metrics.connect_retries.inc();
-            sleep(CONNECT_PAUSE).await;
         }
-        ctx.tries += 1;
-        let address = self.gate.peer(&admitted.destination);
-        let address =
-            address.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.group_key = group(&admitted.destination);
+        ctx.picked = None;
+        let picked = self.gate.pick_after(admitted, &ctx.tried).await;
+        let picked =
+            picked.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
+        let mut peer = HttpPeer::new(picked.address, false, String::new());
+        peer.group_key = picked.pool;
+        ctx.picked = Some(picked);
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(POOL_IDLE);
@@ -266,6 +260,13 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        let mut sticky = None;
+        if let Some(picked) = &mut ctx.picked {
+            picked.answered(Instant::now());
+            if !response.status.is_informational() {
+                sticky = picked.set_cookie.take();
+            }
+        }
         if admitted.trust != Trust::Service {
             let all = response.headers.get_all(header::SET_COOKIE).iter();
             let kept: Vec<_> =
@@ -277,7 +278,7 @@ impl ProxyHttp for Engine {
         }
         // Informational answers carry no cookies.
         if !response.status.is_informational() {
-            for cookie in &admitted.set_cookies {
+            for cookie in admitted.set_cookies.iter().chain(&sticky) {
                 response.append_header(header::SET_COOKIE, cookie.as_str())?;
             }
         }
@@ -311,6 +312,10 @@ impl ProxyHttp for Engine {
         mut e: Box<Error>,
     ) -> Box<Error> {
         let now = Instant::now();
+        if let Some(mut picked) = ctx.picked.take() {
+            picked.failed(now);
+            ctx.tried.add(picked.address);
+        }
         let give_up_at = *ctx.give_up_at.get_or_insert(now + CONNECT_PATIENCE);
         e.set_retry(now < give_up_at);
         e
@@ -395,15 +400,4 @@ impl ProxyHttp for Engine {
     ) -> bool {
         true
     }
-}
-
-/// Connections of one workload are never used for another one that got its address.
-fn group(destination: &Destination) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    match destination {
-        Destination::Workload(grant) => WorkloadRef::hash(grant.workload(), &mut hasher),
-        Destination::Service { name, .. } => name.hash(&mut hasher),
-    }
-    hasher.finish()
 }

@@ -53,6 +53,7 @@ use crate::{
     config::{Config, SystemAccess, SystemHost},
     metrics::Metrics,
     session::{Sessions, return_path::ReturnPath},
+    upstream::sticky,
 };
 
 /// Sessions whose first use of a workload has been written to the audit log.
@@ -69,6 +70,7 @@ pub struct Gate {
     jwks: JwksFollower,
     revocations: Revocations,
     sessions: Sessions,
+    namer: sticky::Namer,
     opened: Cache<(String, String), ()>,
     live: Arc<Live>,
     audit: Audit,
@@ -119,6 +121,8 @@ pub struct Admitted {
     pub set_cookies: Vec<String>,
     pub guard: Option<Guard>,
     pub user: Option<String>,
+    /// The pod that a browser has been using, by its cookie.
+    pub sticky: Option<sticky::Tag>,
 }
 
 impl Gate {
@@ -136,6 +140,7 @@ impl Gate {
             verifier: parts.verifier,
             jwks: parts.jwks,
             revocations: parts.revocations,
+            namer: sticky::Namer::new(parts.sessions.issuer.client_secret().as_bytes()),
             sessions: parts.sessions,
             opened: Cache::new(OPENED_REMEMBERED),
             live: Arc::default(),
@@ -307,6 +312,7 @@ impl Gate {
             set_cookies: signed_in.cookies,
             guard: Some(guard),
             user: Some(signed_in.identity.user.as_str().to_owned()),
+            sticky: grant.routing().sticky.then(|| sticky::read(head)).flatten(),
             destination: Destination::Workload(grant),
         })))
     }
@@ -327,6 +333,7 @@ impl Gate {
             set_cookies: Vec::new(),
             guard: None,
             user: None,
+            sticky: None,
         };
         if let Some(signed_in) = signed_in {
             headers.push(("Authorization", format!("Bearer {}", signed_in.token)));

@@ -1,17 +1,27 @@
 //! From a grant to an address: there now, soon, or not.
 
-use std::net::SocketAddr;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+};
 
 use domain::{
     access::{Grant, Readiness},
+    endpoint::{Endpoint, Revision},
     route::{Progress, Step},
+    upstream::UpstreamProtocol,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::{Destination, Gate, head::Audience, wake};
+use super::{Admitted, Destination, Gate, head::Audience, wake};
 use crate::{
     answer::{Answer, Refusal},
     pages,
+    upstream::{
+        CONNECT_PAUSE, Picked, Tried,
+        choose::{self, Wish, choose},
+        clock, sticky,
+    },
 };
 
 impl Gate {
@@ -51,18 +61,60 @@ impl Gate {
         }
     }
 
-    /// The address to dial now; asked again for each try. `None` when the workload has gone away or
-    /// fallen asleep in between, or is no longer this person's.
-    pub fn peer(&self, destination: &Destination) -> Option<SocketAddr> {
-        match destination {
-            Destination::Service { address, .. } => Some(*address),
-            Destination::Workload(grant) => {
-                let grant = grant.renew(&self.routes.borrow())?;
-                let Readiness::Ready(addresses) = grant.readiness() else { return None };
-                let pick = rand::random_range(0..addresses.len().max(1));
-                addresses.get(pick).copied()
+    /// Where to dial now; asked again for each try, with the addresses that failed. `None` when the
+    /// workload has gone away or fallen asleep in between, or is no longer this person's.
+    pub fn pick(&self, admitted: &Admitted, tried: &Tried, now: Instant) -> Option<Picked> {
+        let ejections = || self.metrics.ejections.clone();
+        let grant = match &admitted.destination {
+            Destination::Service { name, address } => {
+                let (protocol, pool) = (UpstreamProtocol::Http1, service_pool(name, *address));
+                return Some(Picked::new(*address, protocol, pool, None, ejections()));
             }
+            Destination::Workload(grant) => grant,
+        };
+        // The first try follows at once upon the decision; any later one asks anew.
+        let renewed;
+        let grant = if tried.is_empty() {
+            grant
+        } else {
+            renewed = grant.renew(&self.routes.borrow())?;
+            &renewed
+        };
+        let Readiness::Ready(_) = grant.readiness() else { return None };
+        let (endpoints, routing) = (grant.endpoints(), grant.routing());
+        let since = clock::since_start(now);
+        let weight = routing.canary_weight;
+        let canary = weight > 0 || endpoints.iter().any(|e| e.revision() == Revision::Canary);
+        let user = grant.identity().user.as_str();
+        let side = canary.then(|| choose::side(user, grant.host(), weight));
+        let wish = Wish { side, tried };
+        let tag = |endpoint: &Endpoint| self.namer.tag(grant.workload(), endpoint);
+        let used_to = admitted
+            .sticky
+            .filter(|_| routing.sticky)
+            .and_then(|wanted| endpoints.iter().find(|e| wish.keeps(e, since) && tag(e) == wanted));
+        let endpoint = used_to
+            .or_else(|| choose(endpoints, wish, since, |n| rand::random_range(0..n.max(1))))?;
+        let load = endpoint.load();
+        let outstanding = Some(load.begin(since));
+        let protocol = routing.protocol.clone();
+        let mut picked =
+            Picked::new(endpoint.address(), protocol, load.id(), outstanding, ejections());
+        if routing.sticky && used_to.is_none() && endpoints.len() > 1 {
+            picked.set_cookie = Some(sticky::set(&tag(endpoint)));
         }
+        Some(picked)
+    }
+
+    /// As [`Self::pick`], with a pause before an address is dialled that has failed already.
+    pub async fn pick_after(&self, admitted: &Admitted, tried: &Tried) -> Option<Picked> {
+        let picked = self.pick(admitted, tried, Instant::now())?;
+        if !tried.has(picked.address) {
+            return Some(picked);
+        }
+        drop(picked);
+        sleep(CONNECT_PAUSE).await;
+        self.pick(admitted, tried, Instant::now())
     }
 
     /// The answer when there was nobody to dial after all: a workload that fell asleep while the
@@ -90,4 +142,11 @@ impl Gate {
 fn waiting(grant: &Grant, progress: &Progress) -> Answer {
     Answer::page(503, pages::waiting(grant.workload(), progress))
         .with("Retry-After", "3".to_owned())
+}
+
+/// The other pools are numbered from one.
+fn service_pool(name: &str, address: SocketAddr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (name, address).hash(&mut hasher);
+    hasher.finish() | 1 << 63
 }

@@ -5,19 +5,15 @@ mod frames;
 mod pump;
 mod response;
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{io, net::IpAddr, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
-use domain::classify;
+use domain::{classify, endpoint::Outstanding};
 use jiff::Timestamp;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use self::{
@@ -28,7 +24,6 @@ use self::{
 use crate::{
     access_log,
     answer::{Answer, Refusal},
-    engine::{CONNECT_PATIENCE, CONNECT_PAUSE, CONNECT_TIMEOUT},
     front::{
         Front,
         conn::Conn,
@@ -43,6 +38,7 @@ use crate::{
     },
     metrics::Metrics,
     tcp,
+    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, Picked, Tried},
 };
 
 /// For the upstream to answer the handshake. Some start a kernel first.
@@ -67,6 +63,8 @@ struct Asked {
     started: Instant,
     /// Until the right to the workload is lost.
     presence: Option<Presence>,
+    /// Counts at the pod for as long as the tunnel is open.
+    outstanding: Option<Outstanding>,
 }
 
 /// Serves one handshake, whose head the front has found well-formed. The connection ends with it.
@@ -113,6 +111,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         user: None,
         started: Instant::now(),
         presence: None,
+        outstanding: None,
     };
     let verdict = tokio::select! {
         verdict = front.gate.admit(&head, asked.from, Timestamp::now()) => verdict,
@@ -129,12 +128,22 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
     };
     asked.user = admitted.user.take();
     let dialled = async {
-        let mut upstream = connect(&front.gate, &admitted.destination).await?;
-        let broken = |_| Refusal::BadGateway.answer(Audience::Upgrade);
-        upstream.write_all(&request(&head, &admitted)).await.map_err(broken)?;
-        let response = read_response(&mut upstream, &admitted).await;
-        let (response, rest) = response.map_err(|refusal| refusal.answer(Audience::Upgrade))?;
-        Ok::<_, Answer>((upstream, response, rest))
+        let (mut upstream, mut picked) = connect(&front.gate, &admitted).await?;
+        let exchanged = async {
+            let written = upstream.write_all(&request(&head, &admitted)).await;
+            written.map_err(|_| Refusal::BadGateway)?;
+            read_response(&mut upstream, &admitted, picked.set_cookie.as_deref()).await
+        };
+        match exchanged.await {
+            Ok((response, rest)) => {
+                picked.answered(Instant::now());
+                Ok((upstream, picked.into_outstanding(), response, rest))
+            }
+            Err(refusal) => {
+                picked.failed(Instant::now());
+                Err(refusal.answer(Audience::Upgrade))
+            }
+        }
     };
     let dialled = tokio::select! {
         dialled = dialled => dialled,
@@ -144,7 +153,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
             return Handshake::Over;
         }
     };
-    let (upstream, response, rest) = match dialled {
+    let (upstream, outstanding, response, rest) = match dialled {
         Ok(dialled) => dialled,
         Err(answer) => {
             let ended = refuse(&mut conn, &answer).await;
@@ -163,6 +172,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
             asked.log(front, &Ended { status: 101, bytes: 0, broken_off: true }, true);
             return Handshake::Over;
         }
+        asked.outstanding = outstanding;
         asked.presence = front.gate.enter(&admitted.destination);
         let listener = listener(&head, *admitted);
         return Handshake::Upgraded(asked, Box::new(Pump::new(conn, upstream, rest, listener)));
@@ -203,21 +213,22 @@ async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
 }
 
 /// Dials for a bounded time: a workload that has just become ready may refuse an instant longer.
-async fn connect(gate: &Gate, destination: &Destination) -> Result<TcpStream, Answer> {
-    let missed = || gate.missed(destination, Audience::Upgrade);
+async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(TcpStream, Picked), Answer> {
+    let missed = || gate.missed(&admitted.destination, Audience::Upgrade);
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
+    let mut tried = Tried::default();
     loop {
-        let address: SocketAddr = gate.peer(destination).ok_or_else(missed)?;
-        let tried = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-        match tried {
+        let mut picked = gate.pick_after(admitted, &tried).await.ok_or_else(missed)?;
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect(picked.address)).await {
             Ok(Ok(stream)) => {
                 tcp::tune(&stream);
-                return Ok(stream);
+                return Ok((stream, picked));
             }
             _ if Instant::now() >= give_up_at => return Err(missed()),
             _ => {
+                picked.failed(Instant::now());
+                tried.add(picked.address);
                 gate.metrics.connect_retries.inc();
-                sleep(CONNECT_PAUSE).await;
             }
         }
     }
@@ -252,11 +263,12 @@ fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
 async fn read_response(
     upstream: &mut TcpStream,
     admitted: &Admitted,
+    set_cookie: Option<&str>,
 ) -> Result<(Response, BytesMut), Refusal> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let mut bytes = BytesMut::new();
     loop {
-        match response::parse(&bytes, admitted.trust == Trust::Service) {
+        match response::parse(&bytes, admitted.trust == Trust::Service, set_cookie) {
             Ok(Some(response)) => {
                 bytes.advance(response.length);
                 if response.follows != Follows::Head {

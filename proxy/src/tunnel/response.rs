@@ -35,8 +35,12 @@ pub struct Response {
 pub struct Malformed;
 
 /// Reads the head at the start of `bytes`; `None` while it is incomplete. `keep_cookies` is for
-/// services of ours, which may set our cookies.
-pub fn parse(bytes: &[u8], keep_cookies: bool) -> Result<Option<Response>, Malformed> {
+/// services of ours, which may set our cookies; `set_cookie` is added.
+pub fn parse(
+    bytes: &[u8],
+    keep_cookies: bool,
+    set_cookie: Option<&str>,
+) -> Result<Option<Response>, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     let length = match response.parse(bytes) {
@@ -92,6 +96,9 @@ pub fn parse(bytes: &[u8], keep_cookies: bool) -> Result<Option<Response>, Malfo
             push_field(&mut head, field.name, field.value);
         }
     }
+    if let Some(cookie) = set_cookie.filter(|_| follows != Follows::Head) {
+        push_field(&mut head, "Set-Cookie", cookie.as_bytes());
+    }
     head.extend_from_slice(b"\r\n");
     Ok(Some(Response { status, length, follows, head }))
 }
@@ -123,7 +130,7 @@ mod tests {
     use super::*;
 
     fn follows(head: &str) -> Result<Follows, Malformed> {
-        parse(head.as_bytes(), false).map(|response| response.unwrap().follows)
+        parse(head.as_bytes(), false, None).map(|response| response.unwrap().follows)
     }
 
     #[test]
@@ -138,15 +145,15 @@ mod tests {
         assert_eq!(follows("HTTP/1.1 403 No\r\n\r\n"), Ok(Follows::UntilClosed));
         let chunked = "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(follows(chunked), Ok(Follows::Chunked(Chunked::response())));
-        assert!(parse(b"HTTP/1.1 101 S\r\nUpgr", false).unwrap().is_none());
-        assert!(parse(b"SSH-2.0-OpenSSH\r\n", false).is_err());
+        assert!(parse(b"HTTP/1.1 101 S\r\nUpgr", false, None).unwrap().is_none());
+        assert!(parse(b"SSH-2.0-OpenSSH\r\n", false, None).is_err());
     }
 
     #[test]
     fn our_cookies_and_hop_by_hop_fields_are_taken_out() {
         let text = "HTTP/1.1 403 No\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\
                     Set-Cookie: __Host-dormouse=evil\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
-        let head = parse(text.as_bytes(), false).unwrap().unwrap().head;
+        let head = parse(text.as_bytes(), false, None).unwrap().unwrap().head;
         let expected = "HTTP/1.1 403 No\r\nConnection: close\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
         assert_eq!(String::from_utf8(head).unwrap(), expected);
     }

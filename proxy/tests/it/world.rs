@@ -53,7 +53,8 @@ pub fn spec(state: State, endpoints: &[SocketAddr]) -> RouteSpec {
         host: HOST.to_owned(),
         access: AccessPolicy { owner: Some("alice".parse().unwrap()), ..Default::default() },
         state,
-        endpoints: endpoints.to_vec(),
+        endpoints: endpoints.iter().map(|&address| address.into()).collect(),
+        routing: Default::default(),
         protocol: Protocol::Http,
         wake_hold: Duration::from_secs(60),
         traffic: Default::default(),
@@ -164,9 +165,11 @@ impl World {
     }
 
     pub fn set(&self, specs: impl IntoIterator<Item = RouteSpec>) {
+        let before = self.routes.borrow().clone();
         let routes = specs.into_iter().map(|spec| {
             let cell = self.tracker.cell(&spec.workload);
-            Arc::new(Route::new(spec, cell))
+            let before = before.by_host(&spec.host).cloned();
+            Arc::new(Route::new(spec, cell, before.as_deref()))
         });
         self.routes.send_replace(Arc::new(RouteTable::new(routes)));
     }

@@ -168,13 +168,18 @@ impl World {
             host: "lab--alice.localhost".to_owned(),
             access: AccessPolicy { owner: Some(owner.parse().unwrap()), ..Default::default() },
             state,
-            endpoints: if up { vec![SocketAddr::new(self.agent.ip(), 8888)] } else { vec![] },
+            endpoints: if up {
+                vec![SocketAddr::new(self.agent.ip(), 8888).into()]
+            } else {
+                vec![]
+            },
+            routing: Default::default(),
             protocol: Protocol::Jupyter,
             wake_hold: Duration::from_secs(60),
             traffic: Default::default(),
             agent: Some(AgentSpec { port: self.agent.port(), host_key: self.agent_key.clone() }),
         };
-        let route = Arc::new(Route::new(spec, self.tracker.cell(&lab())));
+        let route = Arc::new(Route::new(spec, self.tracker.cell(&lab()), None));
         self.routes.send_replace(Arc::new(RouteTable::new([route])));
     }
 
