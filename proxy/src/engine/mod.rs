@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::{
     access_log,
     answer::Refusal,
+    front::{chunked::Malformed, head::NO_SUCH_EXPECTATION},
     gate::{
         Admitted, Gate, Verdict,
         head::{Audience, Field, Head},
@@ -103,6 +104,11 @@ impl<'a> Borrowed<'a> {
             return Err(bad("There are two hosts"));
         }
         let authority = authority.or(host).ok_or(bad("There is no Host header"))?;
+        let mut expectations = request.headers.get_all(header::EXPECT).iter();
+        let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        if expectations.next().is_some_and(|value| !plain(value)) || expectations.next().is_some() {
+            return Err(bad(NO_SUCH_EXPECTATION));
+        }
         let fields = request
             .headers
             .iter()
@@ -120,6 +126,12 @@ impl<'a> Borrowed<'a> {
 fn client_ip(session: &Session) -> IpAddr {
     let address = session.client_addr().and_then(|address| address.as_inet());
     address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
+}
+
+/// Whether reading failed because of what the client sent, and not because it left.
+fn is_malformed(error: &Error) -> bool {
+    let io = error.root_cause().downcast_ref::<std::io::Error>();
+    io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<Malformed>())
 }
 
 fn broken(why: &'static str) -> Box<Error> {
@@ -336,6 +348,9 @@ impl ProxyHttp for Engine {
                 | ErrorType::ConnectError
                 | ErrorType::ConnectNoRoute,
             ) => None,
+            (ErrorSource::Downstream, ErrorType::ReadError) if is_malformed(e) => {
+                Some(Refusal::BadRequest("The chunked body is malformed"))
+            }
             (
                 ErrorSource::Downstream,
                 ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed,

@@ -6,8 +6,8 @@ const LINES_MAX: usize = 8 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunked {
     state: State,
-    /// Whether chunk extensions are let pass: answers may have them, requests may not.
-    extensions: bool,
+    /// Answers may have chunk extensions, and anything in their trailers; requests may not.
+    lenient: bool,
     /// Bytes of lines, against [`LINES_MAX`].
     line: usize,
 }
@@ -31,7 +31,8 @@ enum State {
     DataLf,
     /// At the start of a trailer line.
     Trailer,
-    TrailerLine,
+    TrailerName,
+    TrailerValue,
     TrailerLf,
     LastLf,
     Done,
@@ -43,11 +44,11 @@ pub struct Malformed;
 
 impl Chunked {
     pub fn request() -> Self {
-        Self { state: State::Size { value: 0, digits: 0 }, extensions: false, line: 0 }
+        Self { state: State::Size { value: 0, digits: 0 }, lenient: false, line: 0 }
     }
 
     pub fn response() -> Self {
-        Self { extensions: true, ..Self::request() }
+        Self { lenient: true, ..Self::request() }
     }
 
     pub fn is_done(&self) -> bool {
@@ -86,7 +87,7 @@ impl Chunked {
                 State::Size { value: value << 4 | u64::from(digit), digits: digits + 1 }
             }
             (State::Size { value, digits: 1.. }, b'\r') => State::SizeLf { value },
-            (State::Size { value, digits: 1.. }, b';') if self.extensions => {
+            (State::Size { value, digits: 1.. }, b';') if self.lenient => {
                 State::Extension { value }
             }
             (State::Extension { value }, b'\r') => State::SizeLf { value },
@@ -99,15 +100,24 @@ impl Chunked {
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size { value: 0, digits: 0 },
             (State::Trailer, b'\r') => State::LastLf,
-            (State::Trailer, byte) if byte > b' ' => State::TrailerLine,
-            (State::TrailerLine, b'\r') => State::TrailerLf,
-            (State::TrailerLine, byte) if byte != b'\n' && byte != 0 => State::TrailerLine,
+            (State::TrailerName, b':') => State::TrailerValue,
+            (State::Trailer | State::TrailerName, byte) if is_token(byte) => State::TrailerName,
+            (State::Trailer, byte) if self.lenient && byte > b' ' => State::TrailerValue,
+            (State::TrailerName, b' ' | b'!'..) if self.lenient => State::TrailerValue,
+            (State::TrailerName, b'\r') if self.lenient => State::TrailerLf,
+            (State::TrailerValue, b'\r') => State::TrailerLf,
+            (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => State::TrailerValue,
             (State::TrailerLf, b'\n') => State::Trailer,
             (State::LastLf, b'\n') => State::Done,
             _ => return Err(Malformed),
         };
         Ok(next)
     }
+}
+
+/// Of a field name (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -140,11 +150,17 @@ mod tests {
             "fffffffffffffffff\r\n",
             "0\r\n folded\r\n\r\n",
             "0\r\nX: y\n\r\n",
+            "0\r\nGET / HTTP/1.1\r\n\r\n",
+            "0\r\nX : y\r\n\r\n",
+            "0\r\n: y\r\n\r\n",
+            "0\r\nX: y\0\r\n\r\n",
         ] {
             assert_eq!(Chunked::request().advance(bad.as_bytes()), Err(Malformed), "{bad:?}");
         }
         let extended = b"5;a=\"b\"\r\nhello\r\n0\r\n\r\n";
         assert_eq!(Chunked::response().advance(extended), Ok(extended.len()));
+        let odd = b"0\r\nno colon\r\nX\r\nX: y\r\n\r\n";
+        assert_eq!(Chunked::response().advance(odd), Ok(odd.len()));
         let endless = format!("0\r\n{}", "X: y\r\n".repeat(2000));
         assert_eq!(Chunked::request().advance(endless.as_bytes()), Err(Malformed));
     }

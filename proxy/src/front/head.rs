@@ -9,6 +9,9 @@ use crate::{
 /// Most fields of a head.
 pub const FIELDS_MAX: usize = 100;
 
+/// Some servers take any text with `100-continue` in it for the expectation, and answer before the body.
+pub const NO_SUCH_EXPECTATION: &str = "The only expectation is 100-continue";
+
 /// How the body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyFraming {
@@ -94,6 +97,12 @@ pub fn parse<'a>(bytes: &'a [u8], fields: &'a mut [Field<'a>]) -> Result<Parsed<
     }
     drop(hosts);
     head.authority = host;
+    let mut expectations = head.values("expect");
+    let plain = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");
+    if expectations.next().is_some_and(|value| !plain(value)) || expectations.next().is_some() {
+        return Err(bad(NO_SUCH_EXPECTATION));
+    }
+    drop(expectations);
     let body = framing(&head, http_11)?;
     Ok(Parsed { head, body, http_11 })
 }
@@ -209,6 +218,21 @@ mod tests {
         assert!(refused("GET / HTTP/2.0\r\nHost: h\r\n\r\n"));
         assert!(refused("GET /  HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert!(refused("POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    }
+
+    #[test]
+    fn attack_7_expectations_that_some_take_for_another() {
+        let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n");
+        assert!(read(&with("Expect: 100-Continue")).is_ok());
+        for fields in [
+            "Expect: y 100-continue",
+            "Expect: 100-continue, y",
+            "Expect: 100-continue\r\nExpect: 100-continue",
+            "Expect:",
+            "Expect: 200-ok",
+        ] {
+            assert!(refused(&with(fields)), "{fields:?}");
+        }
     }
 
     #[test]

@@ -112,8 +112,11 @@ const LOOK_ALIKE_STARTS: [&str; 14] = [
     "x-envoy-",
 ];
 
-/// The same: whole names. `Proxy` is the one that CGI turns into a variable for outgoing requests.
-const LOOK_ALIKES: [&str; 9] = [
+/// The same: whole names. `Proxy` is the one that CGI turns into a variable for outgoing requests. The
+/// fields of the framing themselves pass before these are asked: what is left is another spelling.
+const LOOK_ALIKES: [&str; 11] = [
+    "content-length",
+    "transfer-encoding",
     "x-real-ip",
     "x-client-ip",
     "x-cluster-client-ip",
@@ -247,6 +250,14 @@ mod tests {
         assert_eq!(workload(&[("Authorization", "Bearer \u{fc}")]), [""; 0]);
         let service = scrubbed(&[("Cookie", "__Host-dormouse-sso=s")], Trust::Service);
         assert_eq!(service, ["Cookie: __Host-dormouse-sso=s"]);
+    }
+
+    #[test]
+    fn attack_7_no_other_spelling_of_the_framing_passes() {
+        for name in ["Content_Length", "content.length", "Transfer_Encoding", "TRANSFER.ENCODING"] {
+            assert_eq!(scrubbed(&[(name, "5")], Trust::Service), [""; 0], "{name}");
+        }
+        assert_eq!(workload(&[("Content-Length", "5")]), ["Content-Length: 5"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod front;
 mod http2;
 mod issuer;
 mod sign_in;
+mod strictness;
 mod upstream;
 mod waking;
 mod websocket;
