@@ -1,7 +1,7 @@
 //! Watches the cluster and publishes route tables.
 
 mod build;
-mod mirror;
+pub(crate) mod mirror;
 
 use std::sync::Arc;
 
@@ -99,7 +99,10 @@ async fn follow(
 }
 
 /// A watch that lists again after errors, with growing pauses, for ever.
-fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Event<K>>
+pub(crate) fn events<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Event<K>>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     K: serde::de::DeserializeOwned,

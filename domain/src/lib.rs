@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod activity;
+pub mod certificate;
 pub mod classify;
 pub mod endpoint;
 pub mod identity;

@@ -13,8 +13,10 @@ mod front;
 mod gate;
 mod metrics;
 mod pages;
+mod redirect;
 mod session;
 mod tcp;
+mod tls;
 mod tunnel;
 mod upstream;
 
@@ -23,14 +25,19 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
 use runtime::{jwks::JwksFollower, revocations::Revocations, secret, service::Context};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 pub use config::{Config, Limits, PlainConfig, SystemAccess, SystemHost};
+pub use tls::{Certificates, Tls, config as tls_config};
 
 use crate::{
     front::{Front, Listeners, hops::TrustedHops},
     gate::{Gate, Parts},
     metrics::Metrics,
+    redirect::Redirect,
     session::{Sessions, issuer::Issuer},
 };
 
@@ -44,8 +51,7 @@ pub struct Inputs {
     pub revocations: Revocations,
     /// For calls to the issuer.
     pub http: reqwest::Client,
-    /// Certificates; the protocols to negotiate are set here.
-    pub tls: Arc<rustls::ServerConfig>,
+    pub tls: Tls,
     pub listener: std::net::TcpListener,
     pub plain: Option<Plain>,
 }
@@ -68,6 +74,10 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     ctx.health.set("sign-in", Err("the issuer has not been reached yet".to_owned()));
     let metrics = Metrics::register(&ctx.registry).context("metrics cannot be registered")?;
     let client_secret = secret::read(&config.client_secret_file)?;
+    let system_hosts = config.system_hosts.iter().map(|host| host.host.clone());
+    let Tls { certificates, redirect } = tls;
+    let tls =
+        tls::start(certificates, redirect.is_some(), system_hosts, routes.clone(), &ctx).await?;
     let issuer = Arc::new(Issuer::new(
         &config.issuer,
         &config.issuer_internal_url,
@@ -87,18 +97,28 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             revocations,
             sessions,
             audit: ctx.audit.for_service("proxy"),
-            metrics,
+            metrics: metrics.clone(),
             shutdown: ctx.shutdown.clone(),
         },
     ));
+    let redirecting = start_redirect(redirect, &config, &tls, &metrics, &ctx)?;
     let rights = tokio::spawn({
         let gate = gate.clone();
         async move { gate.follow_rights().await }
     });
     let engine = engine::new(gate.clone(), config.limits.stall_timeout);
-    let (front, stop) =
-        Front::new(&config, gate, engine, &tls, TrustedHops::new(hops), ctx.shutdown.clone());
+    let (front, stop) = Front::new(
+        &config,
+        gate,
+        engine,
+        tls.acceptor.clone(),
+        TrustedHops::new(hops),
+        ctx.shutdown.clone(),
+    );
     Arc::new(front).run(listeners, stop).await;
+    if let Some(redirecting) = redirecting {
+        let _ = redirecting.await;
+    }
     rights.abort();
     following.abort();
     Ok(())
@@ -108,4 +128,18 @@ fn usable(listener: std::net::TcpListener) -> anyhow::Result<tokio::net::TcpList
     let unusable = "the listener cannot be used";
     listener.set_nonblocking(true).context(unusable)?;
     tokio::net::TcpListener::from_std(listener).context(unusable)
+}
+
+fn start_redirect(
+    listener: Option<std::net::TcpListener>,
+    config: &Config,
+    tls: &tls::Running,
+    metrics: &Metrics,
+    ctx: &Context,
+) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let Some(listener) = listener else { return Ok(None) };
+    let listener = usable(listener)?;
+    let redirect =
+        Redirect::new(config, tls.challenges.clone(), metrics.clone(), ctx.shutdown.clone());
+    Ok(Some(tokio::spawn(Arc::new(redirect).run(listener))))
 }

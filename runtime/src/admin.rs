@@ -1,6 +1,8 @@
 //! The admin port of each service: health, readiness, metrics, and what the service adds. Never
 //! reachable from outside.
 
+use std::fmt::Write as _;
+
 use axum::{
     Router,
     http::{StatusCode, header::CONTENT_TYPE},
@@ -18,13 +20,18 @@ pub async fn serve(listener: TcpListener, ctx: Context, extra: Router) -> std::i
     let health = ctx.health.clone();
     let registry = ctx.registry.clone();
     let ready = move || {
-        let problems = health.problems();
+        let (problems, warnings) = (health.problems(), health.warnings());
         async move {
             let status =
                 if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            let lines: Vec<_> =
-                problems.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-            (status, if lines.is_empty() { "ok\n".to_owned() } else { lines.join("\n") + "\n" })
+            let mut text = if problems.is_empty() { "ok\n".to_owned() } else { String::new() };
+            for (name, why) in &problems {
+                let _ = writeln!(text, "{name}: {why}");
+            }
+            for (name, why) in &warnings {
+                let _ = writeln!(text, "warning: {name}: {why}");
+            }
+            (status, text)
         }
     };
     let metrics = move || {

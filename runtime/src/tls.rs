@@ -1,4 +1,4 @@
-//! Server certificates: from files, or from a development authority that makes one per host.
+//! A development authority that makes a certificate for each host.
 
 use std::{
     collections::HashMap,
@@ -39,22 +39,6 @@ pub enum TlsError {
 
 /// Offered in this order (RFC 7301).
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
-
-/// One certificate chain and key from PEM files.
-pub fn server_config(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let pem = |path: &Path, error: rustls_pki_types::pem::Error| TlsError::Pem {
-        path: path.to_owned(),
-        message: error.to_string(),
-    };
-    let certificates = CertificateDer::pem_file_iter(chain)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| pem(chain, error))?;
-    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| pem(key, error))?;
-    let mut config =
-        ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key_der)?;
-    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-    Ok(Arc::new(config))
-}
 
 /// A certificate authority of one's own, for development: kept in a folder, never sent anywhere.
 pub struct DevAuthority {

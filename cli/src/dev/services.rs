@@ -202,7 +202,7 @@ pub async fn start(
         config,
         issuer: issuer.clone(),
         client: client.clone(),
-        tls,
+        tls: tls.into(),
         listener,
         plain: None,
     };

@@ -1,13 +1,13 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use anyhow::Context as _;
 use axum::Router;
 use kube::Client;
-use runtime::{service::Context, settings, tls};
+use proxy::{Certificates, Tls, tls_config::TlsConfig};
+use runtime::{service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -27,7 +27,14 @@ struct Settings {
     /// The cluster this runs in when unset.
     #[serde(default)]
     kubeconfig: Option<PathBuf>,
-    tls: TlsFiles,
+    #[serde(default)]
+    tls: TlsConfig,
+    /// Certificates in Secrets of the cluster, as cert-manager leaves them.
+    #[serde(default)]
+    tls_secrets: Option<TlsSecrets>,
+    /// Sends plain HTTP to HTTPS.
+    #[serde(default)]
+    redirect: Option<RedirectPort>,
     #[serde(default)]
     plain: Option<proxy::PlainConfig>,
     /// A file with certificates of an authority to trust for the issuer, besides the system's.
@@ -39,20 +46,38 @@ struct Settings {
     proxy: proxy::Config,
 }
 
+/// Which Secrets of type `kubernetes.io/tls` hold certificates.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TlsSecrets {
+    namespace: String,
+    /// A label selector; all of the namespace when unset.
+    #[serde(default)]
+    labels: Option<String>,
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct TlsFiles {
-    /// PEM: the certificate, then those between it and the authority.
-    certificate_file: PathBuf,
-    /// PEM.
-    key_file: PathBuf,
+struct RedirectPort {
+    /// Plain HTTP. Answers the challenges of an ACME authority as well.
+    listen: SocketAddr,
 }
 
 pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let settings: Settings = settings::load(file)?;
     let ctx = start("proxy", settings.audit_file.as_deref())?;
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
-    let tls = tls::server_config(&settings.tls.certificate_file, &settings.tls.key_file)?;
+    let elsewhere = settings.tls_secrets.map(|secrets| {
+        let TlsSecrets { namespace, labels } = secrets;
+        let options = cluster::certificates::Options { namespace, labels };
+        cluster::certificates::watch(client.clone(), options, ctx.shutdown.clone())
+    });
+    let redirect = match settings.redirect {
+        Some(redirect) => Some(listen(redirect.listen, "redirect.listen").await?.into_std()?),
+        None => None,
+    };
+    let certificates = Certificates::Managed { config: settings.tls, elsewhere };
+    let tls = Tls { certificates, redirect };
     let listener = listen(settings.listen, "listen").await?.into_std()?;
     let plain = match settings.plain {
         Some(plain) => Some(proxy::Plain {
@@ -78,7 +103,7 @@ pub struct Parts {
     pub config: proxy::Config,
     pub issuer: IssuerSettings,
     pub client: Client,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub tls: Tls,
     pub listener: std::net::TcpListener,
     pub plain: Option<proxy::Plain>,
 }

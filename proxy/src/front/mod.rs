@@ -18,14 +18,13 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     hops::TrustedHops,
     limits::{Full, Limits, Permit},
 };
-use crate::{config, engine::Engine, gate::Gate, metrics::Metrics};
+use crate::{config, engine::Engine, gate::Gate, metrics::Metrics, tls::Acceptor};
 
 pub use write::write_answer;
 
@@ -38,7 +37,7 @@ pub struct Front {
     pub(crate) engine: Arc<HttpProxy<Engine>>,
     pub(crate) limits: config::Limits,
     pub(crate) metrics: Metrics,
-    tls: TlsAcceptor,
+    tls: Acceptor,
     hops: TrustedHops,
     connections: Limits,
     /// Nothing new: set when the process is asked to stop.
@@ -83,19 +82,17 @@ impl Front {
         config: &config::Config,
         gate: Arc<Gate>,
         engine: Arc<HttpProxy<Engine>>,
-        tls: &rustls::ServerConfig,
+        tls: Acceptor,
         hops: TrustedHops,
         stopping: CancellationToken,
     ) -> (Self, watch::Sender<bool>) {
-        let mut tls = tls.clone();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let limits = config.limits.clone();
         let (stop, stopping_watch) = watch::channel(false);
         let front = Self {
             metrics: gate.metrics.clone(),
             gate,
             engine,
-            tls: TlsAcceptor::from(Arc::new(tls)),
+            tls,
             hops,
             connections: Limits::new(limits.connections, limits.connections_per_address),
             limits,

@@ -130,7 +130,7 @@ impl World {
             jwks,
             revocations: revocations.clone(),
             http,
-            tls: Arc::new(tls),
+            tls: Arc::new(tls).into(),
             listener,
             plain: Some(plain),
         };
