@@ -89,7 +89,8 @@ impl Challenges {
         let key = KeyPair::generate()?;
         let chain = vec![params.self_signed(&key)?.der().clone()];
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(ChallengeError::Key)?;
-        let key = Arc::new(CertifiedKey::from_der(chain, key, provider)?);
+        // Without rustls' comparison of key and certificate, which knows no extension of ACME's.
+        let key = Arc::new(CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?));
         change(&self.inner.tls, |tls| {
             tls.insert(name.to_owned(), key.clone());
         });
