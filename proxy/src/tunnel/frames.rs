@@ -310,6 +310,48 @@ mod tests {
         }
 
         #[test]
+        fn any_bytes_in_any_cuts_are_read_the_same(
+            frames in prop::collection::vec(
+                (any::<bool>(), prop::sample::select(vec![0u8, 1, 2, 8, 9, 10, 3, 0x41]), 0usize..400),
+                0..6,
+            ),
+            noise in prop::collection::vec(any::<u8>(), 0..20),
+            cuts in prop::collection::vec(0usize..2500, 0..40),
+        ) {
+            let framed = frames.iter().map(|&(fin, opcode, size)| frame(fin, opcode, &vec![b'x'; size]));
+            let mut bytes: Vec<u8> = framed.flatten().collect();
+            bytes.extend(noise);
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let parts: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            for with_content in [false, true] {
+                let (mut whole, at_end) = read(&[&bytes], with_content);
+                let (mut cut, cut_end) = read(&parts, with_content);
+                // That it is lost is said again with each part.
+                whole.dedup();
+                cut.dedup();
+                prop_assert_eq!(whole, cut);
+                prop_assert_eq!(at_end.state, cut_end.state);
+            }
+        }
+
+        #[test]
+        fn the_end_of_a_frame_is_where_the_next_begins(
+            sizes in prop::collection::vec(0usize..300, 1..4),
+            cut in 0usize..900,
+        ) {
+            let all: Vec<_> = sizes.iter().map(|&size| frame(true, 2, &vec![1; size])).collect();
+            let bytes = all.concat();
+            let cut = cut.min(bytes.len());
+            let ends = all.iter().scan(0, |end, frame| { *end += frame.len(); Some(*end) });
+            let next = ends.into_iter().find(|&end| end >= cut).unwrap_or(0);
+            let (_, frames) = read(&[&bytes[..cut]], true);
+            let rest = if cut == 0 { 0 } else { next - cut };
+            prop_assert_eq!(frames.to_boundary(&bytes[cut..]), rest);
+        }
+
+        #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = read(&[&bytes], true);
         }

@@ -10,4 +10,5 @@ mod strictness;
 mod upstream;
 mod waking;
 mod websocket;
+mod websocket_cases;
 mod world;
