@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
 };
 
@@ -29,6 +29,10 @@ pub struct Issuer {
     /// Refreshes wait for a permit.
     pub let_refresh: Semaphore,
     pub sessions: Mutex<HashMap<String, String>>,
+    /// A refresh token that was used gives the same successor once more, as our authserver does for a
+    /// minute; without it every repetition is refused.
+    pub repeats: AtomicBool,
+    successors: Mutex<HashMap<String, (String, String)>>,
     codes: Mutex<HashMap<String, Approved>>,
     /// Put into the next ID token instead of the right nonce.
     pub wrong_nonce: Mutex<Option<String>>,
@@ -55,6 +59,8 @@ impl Issuer {
             refused: AtomicU32::new(0),
             let_refresh: Semaphore::new(1_000_000),
             sessions: Mutex::default(),
+            repeats: AtomicBool::new(false),
+            successors: Mutex::default(),
             codes: Mutex::default(),
             wrong_nonce: Mutex::default(),
         });
@@ -172,13 +178,25 @@ async fn token(
             issuer.refreshes.fetch_add(1, SeqCst);
             issuer.let_refresh.acquire().await.unwrap().forget();
             // Each is good for one use, and there is no second chance.
-            let user = issuer.sessions.lock().unwrap().remove(&form["refresh_token"]);
-            let Some(user) = user else {
-                issuer.refused.fetch_add(1, SeqCst);
-                return refused();
+            let used = &form["refresh_token"];
+            let user = issuer.sessions.lock().unwrap().remove(used);
+            let repeated = || issuer.successors.lock().unwrap().get(used).cloned();
+            let (user, refresh_token) = match user {
+                Some(user) => {
+                    let successor = issuer.session(&user);
+                    let kept = (user.clone(), successor.clone());
+                    issuer.successors.lock().unwrap().insert(used.clone(), kept);
+                    (user, successor)
+                }
+                None => match repeated().filter(|_| issuer.repeats.load(SeqCst)) {
+                    Some(successor) => successor,
+                    None => {
+                        issuer.refused.fetch_add(1, SeqCst);
+                        return refused();
+                    }
+                },
             };
             let access_token = issuer.access_token(&user, 600);
-            let refresh_token = issuer.session(&user);
             let tokens = json!({
                 "access_token": access_token, "refresh_token": refresh_token, "expires_in": 600,
             });

@@ -1,6 +1,7 @@
 //! The whole service over loopback, with real TLS, a stand-in issuer and real upstreams.
 #![allow(clippy::unwrap_used)]
 
+mod expiry;
 mod forwarding;
 mod front;
 mod http2;

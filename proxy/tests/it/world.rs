@@ -68,10 +68,22 @@ impl World {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::at(None, adjust).await
+    }
+
+    /// Another replica, with the same issuer.
+    pub async fn beside(other: &World) -> Self {
+        Self::at(Some(other.issuer.clone()), |_| {}).await
+    }
+
+    async fn at(issuer: Option<Arc<Issuer>>, adjust: impl FnOnce(&mut Config)) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let issuer = Issuer::start(format!("https://auth.example.test:{}", address.port())).await;
+        let issuer = match issuer {
+            Some(issuer) => issuer,
+            None => Issuer::start(format!("https://auth.example.test:{}", address.port())).await,
+        };
         let folder = tempfile::tempdir().unwrap();
         let client_secret_file: PathBuf = folder.path().join("secret");
         std::fs::write(&client_secret_file, "s3cret").unwrap();
