@@ -36,7 +36,7 @@ use crate::{
     secret::Sealer,
     signing::Keys,
     ssh_authority::SshAuthority,
-    store::{KeyPlan, Store, StoreError, advance},
+    store::{KeyPlan, Refreshes, Store, StoreError, advance},
     throttle::Throttle,
 };
 
@@ -77,6 +77,7 @@ pub(crate) struct Server {
     pub personal_token_max: Duration,
     pub trusted_proxies: Vec<Cidr>,
     pub store: Store,
+    pub refreshes: Refreshes,
     pub ring: Keys,
     key_version: AtomicI64,
     key_plan: KeyPlan,
@@ -230,6 +231,7 @@ impl Authserver {
             personal_token_max: config.personal_token_max,
             trusted_proxies: config.trusted_proxies.clone(),
             sealer: store.sealer().await?,
+            refreshes: Refreshes::start(store.clone()),
             store,
             ring: Keys::new(ring, clock.clone()),
             key_version: AtomicI64::new(key_version),

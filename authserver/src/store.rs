@@ -14,6 +14,7 @@ mod logout_notices;
 mod open;
 mod people;
 mod personal_tokens;
+mod refreshes;
 mod revocations;
 mod rotation;
 mod service_accounts;
@@ -44,7 +45,9 @@ pub use self::{
     ssh_keys::SshKey,
     upstreams::{Arrival, UpstreamRequest},
 };
-pub(crate) use self::{open::Dialect, revocations::advance};
+pub(crate) use self::{
+    open::Dialect, refreshes::Refreshes, revocations::advance, rotation::Exchange,
+};
 use crate::{
     database::Database,
     master_key::MasterKey,
@@ -77,6 +80,9 @@ pub enum StoreError {
     Password(#[from] PasswordError),
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// Of a transaction that several share.
+    #[error("{0}")]
+    Together(Arc<StoreError>),
     #[error("{0}")]
     Invalid(&'static str),
     #[error("this SSH key is registered already")]

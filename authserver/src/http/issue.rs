@@ -103,13 +103,18 @@ pub(super) async fn for_person(
     let now = caller.now.as_second();
     let session = &redeemed.session;
     let person = &session.person;
-    let lifetime =
-        app.access_token_lifetime.min(session.expires_at.duration_since(caller.now).unsigned_abs());
+    let lifetime = session.token_lifetime(app.access_token_lifetime, caller.now);
     let expires_in = seconds(lifetime);
-    let jti = Uuid::new_v4().to_string();
-    if !app.store.record_access_token(&jti, &redeemed.grant_id, lifetime, caller.now).await? {
-        return Err(OAuthError::new("invalid_grant", "the grant was withdrawn"));
-    }
+    let jti = match &redeemed.recorded {
+        Some(jti) => jti.clone(),
+        None => {
+            let (jti, grant) = (Uuid::now_v7().to_string(), &redeemed.grant_id);
+            if !app.store.record_access_token(&jti, grant, lifetime, caller.now).await? {
+                return Err(OAuthError::new("invalid_grant", "the grant was withdrawn"));
+            }
+            jti
+        }
+    };
     let claims = Claims {
         iss: app.issuer.as_str().to_owned(),
         sub: person.subject.clone(),

@@ -22,7 +22,7 @@ use crate::{
     client::{Client, GrantType},
     pkce, scope,
     server::{App, Server},
-    store::{RedeemError, Redeemed, ServiceAccount},
+    store::{Exchange, RedeemError, Redeemed, ServiceAccount},
 };
 
 pub(super) const AUTHORIZATION_CODE: &str = "authorization_code";
@@ -134,8 +134,14 @@ async fn redeem_refresh_token(
     let token = form
         .get("refresh_token")
         .ok_or_else(|| OAuthError::new("invalid_request", "refresh_token is missing"))?;
-    let redeemed =
-        app.store.redeem_refresh_token(token, &client.id, app.session_idle, caller.now).await;
+    let exchange = Exchange {
+        token: token.to_owned(),
+        client_id: client.id.clone(),
+        idle: app.session_idle,
+        lifetime: app.access_token_lifetime,
+        now: caller.now,
+    };
+    let redeemed = app.refreshes.redeem(exchange).await;
     let mut redeemed = redeemed.map_err(|error| {
         if let RedeemError::Reused(who) = &error {
             record_reuse(app, caller, client, who.as_ref().map(UserName::as_str));
@@ -162,13 +168,12 @@ pub(super) async fn answer_person(
     kept: Option<&str>,
     form: &Params,
 ) -> Answered {
-    let granted = if client.profile.resources.is_empty() {
-        Vec::new()
-    } else {
-        app.store.grant_resources(&redeemed.grant_id).await?
+    let granted = match client.profile.resources.as_slice() {
+        [] => &[],
+        _ => redeemed.resources.as_slice(),
     };
     let requested: Vec<&str> = form.all("resource").collect();
-    let audience = issue::audience(&app.audience, &granted, &requested)?;
+    let audience = issue::audience(&app.audience, granted, &requested)?;
     let new = redeemed.refresh_token.as_ref().map(|token| token.as_str());
     let refresh_token = new.or(kept).map(str::to_owned);
     let refresh_token = refresh_token.filter(|_| client.may_use(GrantType::RefreshToken));

@@ -36,6 +36,10 @@ pub struct Redeemed {
     pub nonce: Option<String>,
     /// To be presented the next time.
     pub refresh_token: Option<Secret>,
+    /// Audiences of the grant's own (RFC 8707); none for the usual one.
+    pub resources: Vec<String>,
+    /// `jti` of an access token that is written down already.
+    pub recorded: Option<String>,
 }
 
 /// Why a code or refresh token was refused. To the client all of them are `invalid_grant`.
@@ -189,11 +193,13 @@ impl Store {
         tx.commit().await?;
         let session = self.session_by_id(&row.session_id, idle, now).await?;
         Ok(Redeemed {
-            grant_id: row.grant_id,
             session: session.ok_or(RedeemError::SessionOver)?,
             scope: row.scope,
             nonce: row.nonce,
             refresh_token: Some(refresh_token),
+            resources: self.grant_resources(&row.grant_id).await?,
+            grant_id: row.grant_id,
+            recorded: None,
         })
     }
 

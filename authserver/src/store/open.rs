@@ -85,6 +85,8 @@ async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
     let pool = AnyPoolOptions::new()
         .max_connections(8)
         .acquire_timeout(BUSY)
+        // There is no network that it could have been lost to.
+        .test_before_acquire(false)
         .after_connect(|connection, _| {
             Box::pin(async move {
                 // The journal's mode is kept in the file; these are each connection's own.

@@ -4,13 +4,22 @@
 //! the same token again is given the same successor: by any replica, and after a crash that lost the
 //! first answer. A token is thus exchanged once, however often it is asked for, and nothing that
 //! could be presented has to be stored.
+//!
+//! Several tokens are exchanged in one transaction, by statements over a JSON array of them: what a
+//! transaction costs is then paid once for all of them, see [`super::Refreshes`].
 
-use std::time::Duration;
+mod statements;
 
+use std::{fmt::Write, time::Duration};
+
+use aws_lc_rs::hmac;
 use jiff::Timestamp;
-use sqlx::FromRow;
+use serde_json::{Value, json};
+use sqlx::{Any, FromRow, Transaction};
+use uuid::Uuid;
 
-use super::{RedeemError, Redeemed, Store, StoreError};
+use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOUCH};
+use super::{RedeemError, Redeemed, Store, StoreError, list, seconds, sessions::SessionRow};
 use crate::secret::{Secret, digest};
 
 /// How long after its first use a token may come again, in seconds: from another tab, or because
@@ -21,107 +30,201 @@ const REUSE_WINDOW: i64 = 60;
 /// Afterwards they are not known, and refused as such.
 pub(super) const REMEMBERED: i64 = 24 * 3600;
 
+/// A refresh token to be exchanged for its successor, and for an access token.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchange {
+    pub token: String,
+    /// Who presents it.
+    pub client_id: String,
+    /// How long a session may be idle.
+    pub idle: Duration,
+    /// The longest life of the access token.
+    pub lifetime: Duration,
+    pub now: Timestamp,
+}
+
 #[derive(FromRow)]
 struct Row {
+    /// The place in the array.
+    n: i64,
     grant_id: String,
-    session_id: String,
     client_id: String,
     scope: String,
     revoked_at: Option<i64>,
     rotated_at: Option<i64>,
+    /// A JSON array, when the grant has audiences of its own.
+    resources: Option<String>,
+    #[sqlx(flatten)]
+    session: SessionRow,
+}
+
+/// What becomes of an exchange, as far as it can be said without writing.
+enum Verdict {
+    /// `first`: the successor is not written down yet.
+    Good { redeemed: Box<Redeemed>, jti: String, first: bool, touch: bool },
+    Refused(RedeemError),
+    /// The family of this grant has to end.
+    Reused { grant_id: String, error: RedeemError },
 }
 
 impl Store {
-    /// Exchanges a refresh token for its successor. It is good for as long as its session lives.
-    pub async fn redeem_refresh_token(
+    /// Exchanges each token, in one transaction: all that is answered is durable, and nothing is
+    /// written for what is refused. The tokens are good for as long as their sessions live.
+    pub(super) async fn exchange(
         &self,
-        token: &str,
-        client_id: &str,
-        idle: Duration,
-        now: Timestamp,
-    ) -> Result<Redeemed, RedeemError> {
-        let row = self.refresh_token(token).await?.ok_or(RedeemError::Unknown)?;
-        if row.client_id != client_id {
-            return Err(RedeemError::ForeignClient);
+        exchanges: &[Exchange],
+    ) -> Result<Vec<Result<Redeemed, RedeemError>>, StoreError> {
+        // Before the transaction: with one connection in hand another one must not be waited for.
+        let key = self.refresh_key().await?;
+        let mut tx = self.write().await?;
+        let verdicts = self.judge(&mut tx, key, exchanges).await?;
+        let (mut rotated, mut recorded, mut touched, mut reused) = (vec![], vec![], vec![], vec![]);
+        for (verdict, asked) in verdicts.iter().zip(exchanges) {
+            let now = asked.now.as_second();
+            match verdict {
+                Verdict::Refused(_) => {}
+                Verdict::Reused { grant_id, .. } => {
+                    reused.push(json!({ "grant": grant_id, "at": now }));
+                }
+                Verdict::Good { redeemed, jti, first, touch } => {
+                    let session = &redeemed.session;
+                    let lifetime = session.token_lifetime(asked.lifetime, asked.now);
+                    let end = now.saturating_add(seconds(lifetime));
+                    recorded.push(json!({ "jti": jti, "grant": redeemed.grant_id, "end": end }));
+                    if *first && let Some(next) = &redeemed.refresh_token {
+                        rotated.push(json!({
+                            "token": hex(&digest(&asked.token)), "next": hex(&next.digest()),
+                            "grant": redeemed.grant_id, "at": now,
+                        }));
+                    }
+                    if *touch {
+                        touched.push(json!({ "session": session.id, "at": now }));
+                    }
+                }
+            }
         }
-        if row.revoked_at.is_some() {
-            return Err(RedeemError::SessionOver);
+        self.rotate(&mut tx, rotated).await?;
+        self.write_rows(&mut tx, touched, TOUCH).await?;
+        for statement in END_FAMILIES {
+            self.write_rows(&mut tx, reused.clone(), statement).await?;
         }
-        let late = |rotated_at: Option<i64>| {
-            // Replicas' clocks differ: a use that lies ahead is as good as now.
-            rotated_at.is_some_and(|at| now.as_second().saturating_sub(at) > REUSE_WINDOW)
+        let count = recorded.len() as u64;
+        if self.write_rows(&mut tx, recorded, RECORD).await? == count {
+            tx.commit().await?;
+        } else {
+            // A grant was withdrawn since it was read, which takes several writers: on PostgreSQL,
+            // where exchanges come alone.
+            drop(tx);
+            return Ok(exchanges.iter().map(|_| Err(RedeemError::SessionOver)).collect());
+        }
+        let answer = |verdict| match verdict {
+            Verdict::Good { redeemed, jti, .. } => {
+                Ok(Redeemed { recorded: Some(jti), ..*redeemed })
+            }
+            Verdict::Refused(error) | Verdict::Reused { error, .. } => Err(error),
         };
-        if late(row.rotated_at) {
-            self.revoke_family(&row, now).await?;
-            let session = self.session_by_id(&row.session_id, idle, now).await?;
-            return Err(RedeemError::Reused(session.map(|session| session.person.name)));
-        }
-        let session = self.session_by_id(&row.session_id, idle, now).await?;
-        let session = session.ok_or(RedeemError::SessionOver)?;
-        let successor = Secret::derived(self.refresh_key().await?, token);
-        if row.rotated_at.is_none() {
-            self.rotate(token, &row.grant_id, &successor, now).await?;
-        }
-        let Row { grant_id, scope, .. } = row;
-        Ok(Redeemed { grant_id, session, scope, nonce: None, refresh_token: Some(successor) })
+        Ok(verdicts.into_iter().map(answer).collect())
     }
 
-    async fn refresh_token(&self, token: &str) -> Result<Option<Row>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT r.grant_id, g.session_id, g.client_id, g.scope, g.revoked_at, r.rotated_at
-             FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.digest = $1",
-        )
-        .bind(digest(token))
-        .fetch_optional(&self.pool)
-        .await?)
+    async fn judge(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        key: &hmac::Key,
+        exchanges: &[Exchange],
+    ) -> Result<Vec<Verdict>, StoreError> {
+        let tokens = exchanges.iter().enumerate();
+        let tokens = tokens.map(|(n, asked)| json!({ "n": n, "token": hex(&digest(&asked.token)) }));
+        let rows: Vec<Row> = sqlx::query_as(READ.pick(self.dialect))
+            .bind(Value::from_iter(tokens).to_string())
+            .fetch_all(&mut **tx)
+            .await?;
+        let unknown = || Verdict::Refused(RedeemError::Unknown);
+        let mut verdicts: Vec<Verdict> = exchanges.iter().map(|_| unknown()).collect();
+        for row in rows {
+            let place = usize::try_from(row.n).unwrap_or(usize::MAX);
+            let (Some(verdict), Some(asked)) = (verdicts.get_mut(place), exchanges.get(place))
+            else {
+                return Err(StoreError::Damaged("the answer to a query"));
+            };
+            *verdict = row.judge(asked, || Secret::derived(key, &asked.token))?;
+        }
+        Ok(verdicts)
     }
 
     /// Of several that do this at once one writes; the others wait for it, and find it done.
     async fn rotate(
         &self,
-        token: &str,
-        grant_id: &str,
-        successor: &Secret,
-        now: Timestamp,
+        tx: &mut Transaction<'static, Any>,
+        rotated: Vec<Value>,
     ) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        let first = sqlx::query(
-            "UPDATE refresh_tokens SET rotated_at = $1 WHERE digest = $2 AND rotated_at IS NULL",
-        )
-        .bind(now.as_second())
-        .bind(digest(token))
-        .execute(&mut *tx)
-        .await?
-        .rows_affected()
-            == 1;
-        if first {
-            sqlx::query(
-                "INSERT INTO refresh_tokens (digest, grant_id, created_at) VALUES ($1, $2, $3)
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(successor.digest())
-            .bind(grant_id)
-            .bind(now.as_second())
-            .execute(&mut *tx)
-            .await?;
+        for statement in [MARK, SUCCEED] {
+            self.write_rows(tx, rotated.clone(), statement).await?;
         }
-        tx.commit().await?;
         Ok(())
     }
 
-    async fn revoke_family(&self, row: &Row, now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        for statement in [
-            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2",
-            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1) WHERE grant_id = $2",
-        ] {
-            sqlx::query(statement)
-                .bind(now.as_second())
-                .bind(&row.grant_id)
-                .execute(&mut *tx)
-                .await?;
+    /// How many rows the statement touched; nothing is run for nothing.
+    async fn write_rows(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        rows: Vec<Value>,
+        statement: Statement,
+    ) -> Result<u64, StoreError> {
+        if rows.is_empty() {
+            return Ok(0);
         }
-        tx.commit().await?;
-        Ok(())
+        let done = sqlx::query(statement.pick(self.dialect))
+            .bind(Value::Array(rows).to_string())
+            .execute(&mut **tx)
+            .await?;
+        Ok(done.rows_affected())
     }
+}
+
+impl Row {
+    fn judge(
+        self,
+        asked: &Exchange,
+        successor: impl FnOnce() -> Secret,
+    ) -> Result<Verdict, StoreError> {
+        if self.client_id != asked.client_id {
+            return Ok(Verdict::Refused(RedeemError::ForeignClient));
+        }
+        if self.revoked_at.is_some() {
+            return Ok(Verdict::Refused(RedeemError::SessionOver));
+        }
+        let touch = self.session.is_touch(asked.now);
+        let session = self.session.alive(asked.idle, asked.now)?;
+        // Replicas' clocks differ: a use that lies ahead is as good as now.
+        let age = |at| asked.now.as_second().saturating_sub(at);
+        if self.rotated_at.is_some_and(|at| age(at) > REUSE_WINDOW) {
+            let error = RedeemError::Reused(session.map(|session| session.person.name));
+            return Ok(Verdict::Reused { grant_id: self.grant_id, error });
+        }
+        let Some(session) = session else {
+            return Ok(Verdict::Refused(RedeemError::SessionOver));
+        };
+        let redeemed = Redeemed {
+            grant_id: self.grant_id,
+            session,
+            scope: self.scope,
+            nonce: None,
+            refresh_token: Some(successor()),
+            resources: self.resources.as_deref().map_or(Ok(Vec::new()), list)?,
+            recorded: None,
+        };
+        // In the order of time, so that an index grows at its end.
+        let jti = Uuid::now_v7().to_string();
+        let first = self.rotated_at.is_none();
+        Ok(Verdict::Good { redeemed: Box::new(redeemed), jti, first, touch })
+    }
+}
+
+
+/// As the statements read it.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

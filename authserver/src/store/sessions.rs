@@ -27,15 +27,50 @@ pub struct Session {
     pub expires_at: Timestamp,
 }
 
+impl Session {
+    /// How long an access token of this session may live: no longer than the session itself.
+    pub fn token_lifetime(&self, longest: Duration, now: Timestamp) -> Duration {
+        longest.min(self.expires_at.duration_since(now).unsigned_abs())
+    }
+}
+
 #[derive(FromRow)]
-struct SessionRow {
+pub(super) struct SessionRow {
     sid: String,
     method: String,
     session_created_at: i64,
     used_at: i64,
     expires_at: i64,
+    ended_at: Option<i64>,
     #[sqlx(flatten)]
     person: PersonRow,
+}
+
+impl SessionRow {
+    /// True when the last use that was written down is no longer exact enough.
+    pub fn is_touch(&self, now: Timestamp) -> bool {
+        now.as_second() - self.used_at >= TOUCH
+    }
+
+    /// The session, unless it is over or its person is disabled.
+    pub fn alive(self, idle: Duration, now: Timestamp) -> Result<Option<Session>, StoreError> {
+        let now = now.as_second();
+        let person = Person::try_from(self.person)?;
+        let alive = self.ended_at.is_none()
+            && self.expires_at > now
+            && self.used_at.saturating_add(seconds(idle)) > now
+            && person.disabled_at.is_none();
+        if !alive {
+            return Ok(None);
+        }
+        Ok(Some(Session {
+            id: self.sid,
+            person,
+            method: self.method,
+            signed_in_at: time(self.session_created_at)?,
+            expires_at: time(self.expires_at)?,
+        }))
+    }
 }
 
 /// A session as it is listed.
@@ -192,31 +227,23 @@ impl Store {
     ) -> Result<Option<Session>, StoreError> {
         let row: Option<SessionRow> = sqlx::query_as(
             "SELECT s.id AS sid, s.method, s.created_at AS session_created_at, s.used_at,
-                    s.expires_at, p.*
-             FROM sessions s JOIN people p ON p.id = s.person_id
-             WHERE s.id = $1 AND s.ended_at IS NULL AND s.expires_at > $2 AND s.used_at + $3 > $2
-               AND p.disabled_at IS NULL",
+                    s.expires_at, s.ended_at, p.id, p.name, p.email, p.groups, p.disabled_at
+             FROM sessions s JOIN people p ON p.id = s.person_id WHERE s.id = $1",
         )
         .bind(id)
-        .bind(now.as_second())
-        .bind(seconds(idle))
         .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(None) };
-        if now.as_second() - row.used_at >= TOUCH {
+        let touch = row.is_touch(now);
+        let session = row.alive(idle, now)?;
+        if touch && session.is_some() {
             sqlx::query("UPDATE sessions SET used_at = $1 WHERE id = $2 AND used_at < $1")
                 .bind(now.as_second())
                 .bind(id)
                 .execute(&self.pool)
                 .await?;
         }
-        Ok(Some(Session {
-            id: row.sid,
-            person: row.person.try_into()?,
-            method: row.method,
-            signed_in_at: time(row.session_created_at)?,
-            expires_at: time(row.expires_at)?,
-        }))
+        Ok(session)
     }
 
     /// Ends the session and withdraws what was issued in it.

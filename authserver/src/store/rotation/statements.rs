@@ -1,0 +1,106 @@
+//! The statements of an exchange. Each works on the rows of a JSON array, its only parameter.
+
+use crate::store::Dialect;
+
+/// The two SQLs differ in how they read JSON and bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Statement {
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+impl Statement {
+    pub fn pick(self, dialect: Dialect) -> &'static str {
+        dialect.pick(self.sqlite, self.postgres)
+    }
+}
+
+/// Of `n` and `token`: what is known of each token that there is.
+pub(super) const READ: Statement = Statement {
+    sqlite: "SELECT CAST(j.value->>'n' AS BIGINT) AS n, r.grant_id, g.client_id, g.scope,
+                g.revoked_at, r.rotated_at, x.resources, s.id AS sid, s.method,
+                s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
+                p.id, p.name, p.email, p.groups, p.disabled_at
+         FROM json_each($1) j
+         JOIN refresh_tokens r ON r.digest = unhex(j.value->>'token')
+         JOIN grants g ON g.id = r.grant_id
+         JOIN sessions s ON s.id = g.session_id
+         JOIN people p ON p.id = s.person_id
+         LEFT JOIN grant_resources x ON x.grant_id = g.id",
+    postgres: "SELECT CAST(j.value->>'n' AS BIGINT) AS n, r.grant_id, g.client_id, g.scope,
+                g.revoked_at, r.rotated_at, x.resources, s.id AS sid, s.method,
+                s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
+                p.id, p.name, p.email, p.groups, p.disabled_at
+         FROM jsonb_array_elements($1::jsonb) j
+         JOIN refresh_tokens r ON r.digest = decode(j.value->>'token', 'hex')
+         JOIN grants g ON g.id = r.grant_id
+         JOIN sessions s ON s.id = g.session_id
+         JOIN people p ON p.id = s.person_id
+         LEFT JOIN grant_resources x ON x.grant_id = g.id",
+};
+
+/// Of `token` and `at`: it was exchanged.
+pub(super) const MARK: Statement = Statement {
+    sqlite: "UPDATE refresh_tokens SET rotated_at = CAST(j.value->>'at' AS BIGINT)
+         FROM json_each($1) j
+         WHERE digest = unhex(j.value->>'token') AND rotated_at IS NULL",
+    postgres: "UPDATE refresh_tokens SET rotated_at = CAST(j.value->>'at' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j
+         WHERE digest = decode(j.value->>'token', 'hex') AND rotated_at IS NULL",
+};
+
+/// Of `next`, `grant` and `at`: the successor.
+pub(super) const SUCCEED: Statement = Statement {
+    sqlite: "INSERT INTO refresh_tokens (digest, grant_id, created_at)
+         SELECT unhex(j.value->>'next'), j.value->>'grant', CAST(j.value->>'at' AS BIGINT)
+         FROM json_each($1) j WHERE TRUE
+         ON CONFLICT DO NOTHING",
+    postgres: "INSERT INTO refresh_tokens (digest, grant_id, created_at)
+         SELECT decode(j.value->>'next', 'hex'), j.value->>'grant',
+                CAST(j.value->>'at' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j
+         ON CONFLICT DO NOTHING",
+};
+
+/// Of `jti`, `grant` and `end`: an access token, unless its grant has been withdrawn. In PostgreSQL
+/// whoever withdraws it at this moment does so before us, or sees our token.
+pub(super) const RECORD: Statement = Statement {
+    sqlite: "INSERT INTO access_tokens (jti, grant_id, expires_at)
+         SELECT j.value->>'jti', g.id, CAST(j.value->>'end' AS BIGINT)
+         FROM json_each($1) j JOIN grants g ON g.id = j.value->>'grant'
+         WHERE g.revoked_at IS NULL",
+    postgres: "INSERT INTO access_tokens (jti, grant_id, expires_at)
+         SELECT j.value->>'jti', g.id, CAST(j.value->>'end' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j JOIN grants g ON g.id = j.value->>'grant'
+         WHERE g.revoked_at IS NULL FOR SHARE OF g",
+};
+
+/// Of `session` and `at`: it was used.
+pub(super) const TOUCH: Statement = Statement {
+    sqlite: "UPDATE sessions SET used_at = CAST(j.value->>'at' AS BIGINT)
+         FROM json_each($1) j
+         WHERE sessions.id = j.value->>'session' AND used_at < CAST(j.value->>'at' AS BIGINT)",
+    postgres: "UPDATE sessions SET used_at = CAST(j.value->>'at' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j
+         WHERE sessions.id = j.value->>'session' AND used_at < CAST(j.value->>'at' AS BIGINT)",
+};
+
+/// Of `grant` and `at`: it is withdrawn, with what it gave.
+pub(super) const END_FAMILIES: [Statement; 2] = [
+    Statement {
+        sqlite: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+             FROM json_each($1) j
+             WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
+        postgres: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+             FROM jsonb_array_elements($1::jsonb) j
+             WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
+    },
+    Statement {
+        sqlite: "UPDATE access_tokens SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+             FROM json_each($1) j
+             WHERE grant_id = j.value->>'grant' AND revoked_at IS NULL",
+        postgres: "UPDATE access_tokens SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+             FROM jsonb_array_elements($1::jsonb) j
+             WHERE grant_id = j.value->>'grant' AND revoked_at IS NULL",
+    },
+];
