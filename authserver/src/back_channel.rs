@@ -28,25 +28,44 @@ const LIFETIME: i64 = 120;
 /// How often sessions that ended are looked for.
 const PACE: Duration = Duration::from_secs(1);
 
+/// How often sessions are looked for that nobody ended.
+const FADED: Duration = Duration::from_secs(60);
+
 /// How long a client may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Until the shutdown. Does nothing when no client wants to be told.
+/// Until the shutdown. Does nothing as long as no client wants to be told.
 pub(crate) async fn run(app: App, http: reqwest::Client) {
     let mut pace = interval(PACE);
+    let mut faded_found = Timestamp::UNIX_EPOCH;
     loop {
         tokio::select! {
             () = app.shutdown.cancelled() => return,
             _ = pace.tick() => {}
         }
-        if let Err(error) = round(&app, &http).await {
+        if !app.clients.any(|client| client.profile.back_channel_logout_uri.is_some()) {
+            continue;
+        }
+        let now = app.now();
+        let find_faded = now.duration_since(faded_found).unsigned_abs() >= FADED;
+        if find_faded {
+            faded_found = now;
+        }
+        if let Err(error) = round(&app, &http, find_faded, now).await {
             tracing::warn!(%error, "clients could not be told of sessions that ended");
         }
     }
 }
 
-async fn round(app: &App, http: &reqwest::Client) -> Result<(), StoreError> {
-    let now = app.now();
+async fn round(
+    app: &App,
+    http: &reqwest::Client,
+    find_faded: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if find_faded {
+        app.store.find_notices_of_faded(app.session_idle, now).await?;
+    }
     app.store.find_logout_notices(now).await?;
     let mut sending = JoinSet::new();
     for notice in app.store.take_logout_notices(now).await? {

@@ -69,6 +69,13 @@ pub struct Profile {
     pub back_channel_logout_uri: Option<String>,
 }
 
+impl Profile {
+    /// True when the client authenticates by assertions.
+    pub fn has_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Client {
     pub id: String,
@@ -258,7 +265,7 @@ impl Client {
     pub fn has_secret(&self, presented: &str) -> bool {
         self.secret_digest
             .as_deref()
-            .filter(|_| self.profile.keys.is_none())
+            .filter(|_| !self.profile.has_keys())
             .is_some_and(|digest| secret::same(digest, &secret::digest(presented)))
     }
 }

@@ -16,6 +16,7 @@ mod federation;
 mod http;
 mod issuer;
 mod jws;
+mod known_clients;
 mod limiter;
 mod listen;
 mod master_key;

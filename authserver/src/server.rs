@@ -29,6 +29,7 @@ use crate::{
     federation::Federation,
     http,
     issuer::{GateHosts, Issuer},
+    known_clients::KnownClients,
     limiter::{Limiter, Rate},
     listen,
     master_key::MasterKey,
@@ -78,6 +79,7 @@ pub(crate) struct Server {
     pub trusted_proxies: Vec<Cidr>,
     pub store: Store,
     pub refreshes: Refreshes,
+    pub clients: KnownClients,
     pub ring: Keys,
     key_version: AtomicI64,
     key_plan: KeyPlan,
@@ -145,6 +147,7 @@ impl Server {
     pub async fn check_feed(&self) -> Result<(), StoreError> {
         let version = self.store.ssh_feed_version().await?;
         self.ssh_feed.send_if_modified(|known| std::mem::replace(known, version) != version);
+        self.clients.check().await?;
         self.check_keys().await
     }
 
@@ -172,8 +175,6 @@ impl Server {
 pub struct Authserver {
     app: App,
     context: Context,
-    /// Some client wants to be told when a session is over.
-    tells_of_logout: bool,
 }
 
 impl Authserver {
@@ -232,6 +233,7 @@ impl Authserver {
             trusted_proxies: config.trusted_proxies.clone(),
             sealer: store.sealer().await?,
             refreshes: Refreshes::start(store.clone()),
+            clients: KnownClients::read(store.clone()).await?,
             store,
             ring: Keys::new(ring, clock.clone()),
             key_version: AtomicI64::new(key_version),
@@ -250,9 +252,7 @@ impl Authserver {
             limits: Mutex::default(),
             clock,
         };
-        let tells_of_logout =
-            clients.iter().any(|client| client.profile.back_channel_logout_uri.is_some());
-        Ok(Self { app: Arc::new(server), context, tells_of_logout })
+        Ok(Self { app: Arc::new(server), context })
     }
 
     /// Every endpoint. Needs the peer's address as `ConnectInfo<SocketAddr>`.
@@ -264,7 +264,7 @@ impl Authserver {
     pub async fn serve(self, listener: TcpListener) {
         let upkeep = tokio::spawn(keep_up(self.app.clone(), self.context.clone()));
         let listening = tokio::spawn(listen_for_revocations(self.app.clone()));
-        let telling = self.tells_of_logout.then(|| self.tell_of_logout()).flatten();
+        let telling = self.tell_of_logout();
         listen::serve(listener, self.router(), self.context.shutdown.clone()).await;
         upkeep.abort();
         listening.abort();

@@ -33,6 +33,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 pub use self::{
+    clients::ClientEntry,
     devices::{Asked, Lifetimes, NewDevice},
     flows::{Consent, PUSHED_LIFETIME},
     grants::{NewCode, RedeemError, Redeemed},
@@ -85,6 +86,12 @@ pub enum StoreError {
     Together(Arc<StoreError>),
     #[error("{0}")]
     Invalid(&'static str),
+    #[error("there is no client {0}")]
+    NoSuchClient(String),
+    #[error("there is a client of this id already")]
+    ClientTaken,
+    #[error("this client is in the settings' file; change it there, and start the server again")]
+    ClientOfSettings,
     #[error("this SSH key is registered already")]
     KeyTaken,
     #[error("there is a key of this name already")]

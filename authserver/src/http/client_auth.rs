@@ -1,6 +1,8 @@
 //! Who a client is (RFC 6749, section 2.3; OpenID Connect Core, section 9), by one method and no
 //! more.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderMap, header};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use url::form_urlencoded;
@@ -17,7 +19,7 @@ use crate::{
 /// Who asks for tokens: on a person's behalf, or for itself.
 #[derive(Debug)]
 pub(super) enum Party {
-    Client(Client),
+    Client(Arc<Client>),
     Service(ServiceAccount),
 }
 
@@ -65,7 +67,7 @@ pub(super) async fn authenticate(
     app: &Server,
     headers: &HeaderMap,
     form: &Params,
-) -> Result<Client, OAuthError> {
+) -> Result<Arc<Client>, OAuthError> {
     match authenticate_party(app, headers, form).await? {
         Party::Client(client) => Ok(client),
         Party::Service(_) => {
@@ -86,7 +88,7 @@ pub(super) async fn authenticate_party(
     let (Presented::Nothing { id }
     | Presented::Secret { id, .. }
     | Presented::Assertion { id, .. }) = &presented;
-    let party = match app.store.client(id).await? {
+    let party = match app.clients.get(id).await? {
         Some(client) => Party::Client(client),
         None => {
             let account = app.store.service_account(id, app.now()).await?;
@@ -97,7 +99,11 @@ pub(super) async fn authenticate_party(
         Presented::Nothing { .. } if party.is_proven() => Err(unknown()),
         Presented::Nothing { .. } => Ok(party),
         Presented::Secret { secret, .. } if party.has_secret(&secret) => Ok(party),
-        Presented::Secret { .. } => Err(unknown()),
+        // It may be a new one.
+        Presented::Secret { secret, .. } => match app.clients.fresh(party.id()).await? {
+            Some(client) if client.has_secret(&secret) => Ok(Party::Client(client)),
+            _ => Err(unknown()),
+        },
         Presented::Assertion { assertion, .. } => {
             let keys = party.keys()?.ok_or_else(unknown)?;
             let endpoints = [discovery::TOKEN, discovery::PUSH].map(|path| app.issuer.at(path));

@@ -3,10 +3,12 @@
 //! Found by looking at sessions that ended lately, so that it does not matter who ended them: the
 //! person, an operator's command, another replica, or one that died right after.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use sqlx::FromRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, seconds};
 
 /// How long after its end a session is still noticed, in seconds.
 const LATELY: i64 = 3600;
@@ -43,6 +45,32 @@ impl Store {
         )
         .bind(now.as_second())
         .bind(now.as_second() - LATELY)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The same about sessions that nobody ended: those that were idle for too long, or got too old.
+    /// Looks at every session, so it is not for each second.
+    pub async fn find_notices_of_faded(
+        &self,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO logout_notices (session_id, client_id, subject, created_at, next_at)
+             SELECT DISTINCT g.session_id, g.client_id, s.person_id, $1, $1
+             FROM sessions s JOIN grants g ON g.session_id = s.id JOIN clients c ON c.id = g.client_id
+             WHERE s.ended_at IS NULL AND (s.expires_at > $2 AND s.expires_at <= $1
+                OR s.used_at + $3 > $2 AND s.used_at + $3 <= $1)
+               AND c.profile LIKE '%\"back_channel_logout_uri\":\"%'
+               AND NOT EXISTS (SELECT 1 FROM logout_notices n
+                               WHERE n.session_id = g.session_id AND n.client_id = g.client_id)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(now.as_second())
+        .bind(now.as_second() - LATELY)
+        .bind(seconds(idle))
         .execute(&self.pool)
         .await?;
         Ok(())

@@ -61,10 +61,18 @@ struct Row {
 /// What becomes of an exchange, as far as it can be said without writing.
 enum Verdict {
     /// `first`: the successor is not written down yet.
-    Good { redeemed: Box<Redeemed>, jti: String, first: bool, touch: bool },
+    Good {
+        redeemed: Box<Redeemed>,
+        jti: String,
+        first: bool,
+        touch: bool,
+    },
     Refused(RedeemError),
     /// The family of this grant has to end.
-    Reused { grant_id: String, error: RedeemError },
+    Reused {
+        grant_id: String,
+        error: RedeemError,
+    },
 }
 
 impl Store {
@@ -133,7 +141,8 @@ impl Store {
         exchanges: &[Exchange],
     ) -> Result<Vec<Verdict>, StoreError> {
         let tokens = exchanges.iter().enumerate();
-        let tokens = tokens.map(|(n, asked)| json!({ "n": n, "token": hex(&digest(&asked.token)) }));
+        let tokens =
+            tokens.map(|(n, asked)| json!({ "n": n, "token": hex(&digest(&asked.token)) }));
         let rows: Vec<Row> = sqlx::query_as(READ.pick(self.dialect))
             .bind(Value::from_iter(tokens).to_string())
             .fetch_all(&mut **tx)
@@ -219,7 +228,6 @@ impl Row {
         Ok(Verdict::Good { redeemed: Box::new(redeemed), jti, first, touch })
     }
 }
-
 
 /// As the statements read it.
 fn hex(bytes: &[u8]) -> String {

@@ -106,3 +106,16 @@ async fn a_client_that_fails_is_told_again_and_then_given_up() {
     server.wait(3600);
     assert!(timeout(Duration::from_millis(2500), hears.recv()).await.is_err(), "given up");
 }
+
+#[tokio::test]
+async fn a_client_is_told_of_sessions_that_nobody_ended() {
+    let (uri, mut hears) = client(&[]).await;
+    let server = server(&uri).await;
+    let (_browser, id_token) = sign_in(&server).await;
+    server.wait(12 * 3600 - 1);
+    assert!(timeout(Duration::from_millis(1500), hears.recv()).await.is_err(), "it lives still");
+    server.wait(1 + 60);
+    assert_eq!(claims(&next(&mut hears).await)["sid"], claims(&id_token)["sid"]);
+    server.wait(60);
+    assert!(timeout(Duration::from_millis(1500), hears.recv()).await.is_err(), "once is enough");
+}
