@@ -9,7 +9,8 @@ use crate::{
     config::{ClientConfig, Config},
     issuer::GateHosts,
     jws::{JwkSet, JwkSetError},
-    scope, secret,
+    scope,
+    secret::{self, Secret},
 };
 
 /// Shortest client secret, in bytes: it is kept as a plain digest, so it has to be long.
@@ -89,6 +90,15 @@ pub struct Client {
     pub profile: Profile,
 }
 
+/// How a client proves who it is.
+enum Proof {
+    None,
+    /// The digest of its secret.
+    Secret(Vec<u8>),
+    /// The text of its key set.
+    Keys(String),
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("client `{0}`: {1}")]
@@ -107,7 +117,7 @@ pub enum ClientError {
     LogoutUri(String),
     #[error("client `{0}`: authorization_code needs a redirect URI, and a redirect URI needs it")]
     NoRedirectUri(String),
-    #[error("client id `{0}` is used twice or is not plain text")]
+    #[error("client id `{0}` is used twice, or is not 1 to 128 plain characters without spaces")]
     Id(String),
     #[error("client `{0}`: `{1}` is no redirect URI; use https, or http on loopback, without #")]
     Uri(String, String),
@@ -136,10 +146,7 @@ impl Client {
             },
         }];
         for client in &config.clients {
-            let plain = !client.id.is_empty()
-                && client.id.len() <= 128
-                && client.id.bytes().all(|b| b.is_ascii_graphic());
-            if !plain || clients.iter().any(|other| other.id == client.id) {
+            if clients.iter().any(|other| other.id == client.id) {
                 return Err(ClientError::Id(client.id.clone()));
             }
             clients.push(Self::of(client)?);
@@ -147,20 +154,45 @@ impl Client {
         Ok(clients)
     }
 
+    /// A client that is not in the settings. It is given a secret unless it is public, has keys, or
+    /// brings a secret of its own; the secret is returned, and nobody can see it again.
+    pub fn register(config: &ClientConfig) -> Result<(Self, Option<Secret>), ClientError> {
+        let own = config.public || config.secret_file.is_some() || config.jwks_file.is_some();
+        if own {
+            return Ok((Self::of(config)?, None));
+        }
+        let secret = Secret::generate();
+        let client = Self::with_proof(config, Proof::Secret(secret.digest()))?;
+        Ok((client, Some(secret)))
+    }
+
     fn of(config: &ClientConfig) -> Result<Self, ClientError> {
-        let id = config.id.clone();
-        let mut keys = None;
-        let (kind, secret_digest) = match (&config.secret_file, &config.jwks_file, config.public) {
-            (Some(file), None, false) => (ClientKind::Confidential, Some(read_secret(&id, file)?)),
+        let id = &config.id;
+        let proof = match (&config.secret_file, &config.jwks_file, config.public) {
+            (Some(file), None, false) => Proof::Secret(read_secret(id, file)?),
             (None, Some(file), false) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|error| ClientError::KeyFile(id.clone(), error))?;
                 JwkSet::from_json(&text).map_err(|error| ClientError::Keys(id.clone(), error))?;
-                keys = Some(text);
-                (ClientKind::Confidential, Some(Vec::new()))
+                Proof::Keys(text)
             }
-            (None, None, true) => (ClientKind::Public, None),
-            _ => return Err(ClientError::NoSecret(id)),
+            (None, None, true) => Proof::None,
+            _ => return Err(ClientError::NoSecret(id.clone())),
+        };
+        Self::with_proof(config, proof)
+    }
+
+    fn with_proof(config: &ClientConfig, proof: Proof) -> Result<Self, ClientError> {
+        let id = config.id.clone();
+        let is_plain =
+            (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_plain {
+            return Err(ClientError::Id(id));
+        }
+        let (kind, secret_digest, keys) = match proof {
+            Proof::None => (ClientKind::Public, None, None),
+            Proof::Secret(digest) => (ClientKind::Confidential, Some(digest), None),
+            Proof::Keys(keys) => (ClientKind::Confidential, Some(Vec::new()), Some(keys)),
         };
         let uris = config.redirect_uris.iter().chain(&config.post_logout_redirect_uris);
         for uri in uris {

@@ -140,6 +140,28 @@ pub struct ClientConfig {
     pub scopes: Vec<String>,
 }
 
+impl ClientConfig {
+    /// With what everything else is when it is left out.
+    #[must_use]
+    pub fn named(id: String) -> Self {
+        Self {
+            id,
+            public: false,
+            secret_file: None,
+            jwks_file: None,
+            name: None,
+            redirect_uris: Vec::new(),
+            grant_types: default_grant_types(),
+            resources: Vec::new(),
+            third_party: false,
+            pushed_requests_only: false,
+            back_channel_logout_uri: None,
+            post_logout_redirect_uris: Vec::new(),
+            scopes: default_scopes(),
+        }
+    }
+}
+
 /// A person as an operator writes them down.
 #[derive(Debug, Clone)]
 pub struct NewPerson {

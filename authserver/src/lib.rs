@@ -34,6 +34,7 @@ mod throttle;
 
 pub use self::{
     address::Cidr,
+    client::GrantType,
     config::{ClientConfig, Config, NewPerson},
     database::Database,
     federation::ProviderConfig,
@@ -41,8 +42,8 @@ pub use self::{
     master_key::{MasterKey, MasterKeyError},
     server::{Authserver, Clock, serve},
     store::{
-        KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Person, PersonalToken, Proof,
-        ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
+        ClientEntry, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Person, PersonalToken,
+        Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
     },
 };
 

@@ -50,6 +50,7 @@ pub(crate) use self::{
     open::Dialect, refreshes::Refreshes, revocations::advance, rotation::Exchange,
 };
 use crate::{
+    client::ClientError,
     database::Database,
     master_key::MasterKey,
     password::{PasswordError, Passwords},
@@ -86,12 +87,14 @@ pub enum StoreError {
     Together(Arc<StoreError>),
     #[error("{0}")]
     Invalid(&'static str),
-    #[error("there is no client {0}")]
+    #[error("there is no client {0}; `dormouse auth client list` shows those that there are")]
     NoSuchClient(String),
-    #[error("there is a client of this id already")]
-    ClientTaken,
-    #[error("this client is in the settings' file; change it there, and start the server again")]
-    ClientOfSettings,
+    #[error("there is a client {0} already; delete it first, or take another id")]
+    ClientTaken(String),
+    #[error("client {0} is in the settings' file; change it there, and start the server again")]
+    ClientOfSettings(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("this SSH key is registered already")]
     KeyTaken,
     #[error("there is a key of this name already")]

@@ -1,6 +1,7 @@
-//! `dormouse auth ...`: people, tokens, keys and sessions, straight in the authserver's database. Safe beside a
+//! `dormouse auth ...`: people, tokens, keys, sessions and clients, straight in the authserver's database. Safe beside a
 //! running server.
 
+mod clients;
 mod keys;
 mod service_accounts;
 mod sessions;
@@ -39,6 +40,9 @@ pub enum Order {
     /// List and end sessions
     #[command(subcommand)]
     Session(sessions::SessionOrder),
+    /// Make, list and delete applications that sign people in
+    #[command(subcommand)]
+    Client(clients::ClientOrder),
     /// Make, list and end programs' accounts
     #[command(subcommand)]
     ServiceAccount(service_accounts::ServiceAccountOrder),
@@ -163,6 +167,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         Order::Token(options) => token(options, now).await,
         Order::Key(order) => keys::run(order, now).await,
         Order::Session(order) => sessions::run(order, now).await,
+        Order::Client(order) => clients::run(order, now).await,
         Order::ServiceAccount(order) => service_accounts::run(order, now).await,
     }
 }

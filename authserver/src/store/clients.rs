@@ -1,17 +1,34 @@
 //! The applications that may sign people in.
 
 use jiff::Timestamp;
+use serde::Serialize;
 use sqlx::{Any, FromRow, any::AnyArguments, query::Query};
 
 use super::{Store, StoreError, list, time, to_json};
-use crate::client::{Client, ClientKind};
+use crate::{
+    client::{Client, ClientKind, GrantType},
+    config::ClientConfig,
+    secret::Secret,
+};
 
-/// A client with what is said about it in lists.
-#[derive(Debug, Clone)]
+/// A client as it is listed, and never with a secret.
+#[derive(Debug, Clone, Serialize)]
 pub struct ClientEntry {
-    pub client: Client,
-    /// True when an operator made it by command, and false when the settings' file has it.
-    pub by_operator: bool,
+    pub id: String,
+    pub name: Option<String>,
+    /// How it proves who it is, by its registered name (RFC 7591, section 2): `none`,
+    /// `client_secret_basic` (the same secret is taken in the form, too) or `private_key_jwt`.
+    pub auth_method: &'static str,
+    pub redirect_uris: Vec<String>,
+    pub post_logout_redirect_uris: Vec<String>,
+    pub back_channel_logout_uri: Option<String>,
+    pub grant_types: Vec<GrantType>,
+    pub scopes: Vec<String>,
+    pub resources: Vec<String>,
+    pub third_party: bool,
+    pub pushed_requests_only: bool,
+    /// True when it is in the settings' file, and false when an operator made it by command.
+    pub in_settings: bool,
     /// None for those of the settings.
     pub created_at: Option<Timestamp>,
 }
@@ -32,12 +49,10 @@ struct ClientRow {
 const SETTINGS: &str = "settings";
 const OPERATOR: &str = "operator";
 
-impl TryFrom<ClientRow> for ClientEntry {
+impl TryFrom<ClientRow> for Client {
     type Error = StoreError;
     fn try_from(row: ClientRow) -> Result<Self, StoreError> {
-        let by_operator = row.origin == OPERATOR;
-        let created_at = by_operator.then(|| time(row.created_at)).transpose()?;
-        let client = Client {
+        Ok(Self {
             id: row.id,
             kind: ClientKind::parse(&row.kind).ok_or(StoreError::Damaged("a client's kind"))?,
             secret_digest: row.secret_digest,
@@ -46,8 +61,37 @@ impl TryFrom<ClientRow> for ClientEntry {
             scopes: row.scopes.split_ascii_whitespace().map(str::to_owned).collect(),
             profile: serde_json::from_str(&row.profile)
                 .map_err(|_| StoreError::Damaged("a client's profile"))?,
+        })
+    }
+}
+
+impl TryFrom<ClientRow> for ClientEntry {
+    type Error = StoreError;
+    fn try_from(row: ClientRow) -> Result<Self, StoreError> {
+        let in_settings = row.origin == SETTINGS;
+        let created_at = (!in_settings).then(|| time(row.created_at)).transpose()?;
+        let client = Client::try_from(row)?;
+        let auth_method = match client.kind {
+            ClientKind::Public => "none",
+            _ if client.profile.has_keys() => "private_key_jwt",
+            ClientKind::Gate | ClientKind::Confidential => "client_secret_basic",
         };
-        Ok(Self { client, by_operator, created_at })
+        let profile = client.profile;
+        Ok(Self {
+            id: client.id,
+            name: profile.name,
+            auth_method,
+            redirect_uris: client.redirect_uris,
+            post_logout_redirect_uris: client.post_logout_uris,
+            back_channel_logout_uri: profile.back_channel_logout_uri,
+            grant_types: profile.grant_types,
+            scopes: client.scopes,
+            resources: profile.resources,
+            third_party: profile.third_party,
+            pushed_requests_only: profile.pushed_only,
+            in_settings,
+            created_at,
+        })
     }
 }
 
@@ -84,34 +128,45 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a client that stays whatever the settings say.
-    pub async fn add_client(&self, client: &Client, now: Timestamp) -> Result<(), StoreError> {
+    /// Adds a client that stays whatever the settings say, and returns its secret if one was made
+    /// for it: nobody can see it again.
+    pub async fn add_client(
+        &self,
+        config: &ClientConfig,
+        now: Timestamp,
+    ) -> Result<Option<String>, StoreError> {
+        let (client, secret) = Client::register(config)?;
         let done = bind(
             "INSERT INTO clients (id, kind, secret_digest, redirect_uris, post_logout_uris, scopes,
                 profile, origin, created_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
-            client,
+            &client,
             OPERATOR,
             now.as_second(),
         )?
         .execute(&self.pool)
         .await?;
-        if done.rows_affected() == 0 { Err(StoreError::ClientTaken) } else { Ok(()) }
+        if done.rows_affected() == 0 {
+            return Err(StoreError::ClientTaken(client.id));
+        }
+        Ok(secret.map(|secret| secret.as_str().to_owned()))
     }
 
-    /// Replaces the secret of a client that an operator made and that has one.
-    pub async fn set_client_secret(&self, id: &str, digest: Vec<u8>) -> Result<(), StoreError> {
-        let entry = self.operators_client(id).await?;
-        if entry.client.kind == ClientKind::Public || entry.client.profile.has_keys() {
+    /// Gives a new secret to a client that an operator made; the old one is worth nothing from then
+    /// on. What the client was given stays.
+    pub async fn rotate_client_secret(&self, id: &str) -> Result<String, StoreError> {
+        let client = self.operators_client(id).await?;
+        if client.kind == ClientKind::Public || client.profile.has_keys() {
             return Err(StoreError::Invalid("this client has no secret"));
         }
+        let secret = Secret::generate();
         sqlx::query("UPDATE clients SET secret_digest = $1 WHERE id = $2 AND origin = $3")
-            .bind(digest)
+            .bind(secret.digest())
             .bind(id)
             .bind(OPERATOR)
             .execute(&self.pool)
             .await?;
-        Ok(())
+        Ok(secret.as_str().to_owned())
     }
 
     /// Removes a client that an operator made, and withdraws all that it was given.
@@ -136,33 +191,41 @@ impl Store {
         Ok(())
     }
 
-    async fn operators_client(&self, id: &str) -> Result<ClientEntry, StoreError> {
-        let entry = self.client_entry(id).await?;
-        let entry = entry.ok_or_else(|| StoreError::NoSuchClient(id.to_owned()))?;
-        if entry.by_operator { Ok(entry) } else { Err(StoreError::ClientOfSettings) }
+    async fn operators_client(&self, id: &str) -> Result<Client, StoreError> {
+        match self.client_row(id).await? {
+            None => Err(StoreError::NoSuchClient(id.to_owned())),
+            Some(row) if row.origin == OPERATOR => row.try_into(),
+            Some(_) => Err(StoreError::ClientOfSettings(id.to_owned())),
+        }
     }
 
-    pub async fn client_entry(&self, id: &str) -> Result<Option<ClientEntry>, StoreError> {
-        let row: Option<ClientRow> = sqlx::query_as("SELECT * FROM clients WHERE id = $1")
+    async fn client_row(&self, id: &str) -> Result<Option<ClientRow>, StoreError> {
+        Ok(sqlx::query_as("SELECT * FROM clients WHERE id = $1")
             .bind(id)
             .fetch_optional(&self.pool)
-            .await?;
-        row.map(ClientEntry::try_from).transpose()
+            .await?)
+    }
+
+    async fn client_rows(&self) -> Result<Vec<ClientRow>, StoreError> {
+        Ok(sqlx::query_as("SELECT * FROM clients ORDER BY id").fetch_all(&self.pool).await?)
     }
 
     pub async fn client(&self, id: &str) -> Result<Option<Client>, StoreError> {
-        Ok(self.client_entry(id).await?.map(|entry| entry.client))
-    }
-
-    /// All of them, by id.
-    pub async fn client_entries(&self) -> Result<Vec<ClientEntry>, StoreError> {
-        let rows: Vec<ClientRow> =
-            sqlx::query_as("SELECT * FROM clients ORDER BY id").fetch_all(&self.pool).await?;
-        rows.into_iter().map(ClientEntry::try_from).collect()
+        self.client_row(id).await?.map(Client::try_from).transpose()
     }
 
     pub(crate) async fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        Ok(self.client_entries().await?.into_iter().map(|entry| entry.client).collect())
+        self.client_rows().await?.into_iter().map(Client::try_from).collect()
+    }
+
+    /// One of them, as it is shown.
+    pub async fn show_client(&self, id: &str) -> Result<Option<ClientEntry>, StoreError> {
+        self.client_row(id).await?.map(ClientEntry::try_from).transpose()
+    }
+
+    /// All of them, by id, as they are shown.
+    pub async fn list_clients(&self) -> Result<Vec<ClientEntry>, StoreError> {
+        self.client_rows().await?.into_iter().map(ClientEntry::try_from).collect()
     }
 
     /// Grows with each change of any client.

@@ -11,6 +11,7 @@ mod federation;
 mod guessing;
 mod keys;
 mod killed;
+mod operators_clients;
 mod pushed;
 mod revocations;
 mod rotation;

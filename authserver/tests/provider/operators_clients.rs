@@ -1,0 +1,110 @@
+//! Clients that an operator makes by command, beside those of the settings.
+
+use authserver::{ClientConfig, StoreError};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const HUB_CALLBACK: &str = "https://hub.example/cb";
+
+fn hub() -> ClientConfig {
+    let redirect_uris = vec![HUB_CALLBACK.to_owned()];
+    ClientConfig { redirect_uris, ..ClientConfig::named("hub".to_owned()) }
+}
+
+/// Signs alice in to the client.
+async fn sign_in(server: &Server, secret: &str) -> (StatusCode, Value) {
+    let path = authorize_with(&[("client_id", "hub"), ("redirect_uri", HUB_CALLBACK)]);
+    let to = Browser::default().sign_in(server, &path, "alice").await;
+    let code = query(&to)["code"].clone();
+    let form =
+        code_form(&code).map(|(n, v)| (n, if n == "redirect_uri" { HUB_CALLBACK } else { v }));
+    server.token(("hub", secret), &form).await
+}
+
+async fn refresh(server: &Server, secret: &str, tokens: &Value) -> (StatusCode, Value) {
+    let token = text(tokens, "refresh_token");
+    let form = [("grant_type", "refresh_token"), ("refresh_token", token)];
+    server.token(("hub", secret), &form).await
+}
+
+#[tokio::test]
+async fn an_operators_client_works_at_once_and_outlives_a_restart() {
+    let server = Server::start().await;
+    let secret = server.store.add_client(&hub(), server.now()).await.unwrap().unwrap();
+    let (status, tokens) = sign_in(&server, &secret).await;
+    assert_eq!(status, StatusCode::OK, "{tokens}");
+    assert_eq!(refresh(&server, "another secret", &tokens).await.0, StatusCode::UNAUTHORIZED);
+    // Another server reads the settings, in which it is not.
+    let replica = server.replica().await;
+    assert_eq!(refresh(&replica, &secret, &tokens).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_new_secret_replaces_the_old_one() {
+    let server = Server::start().await;
+    let old = server.store.add_client(&hub(), server.now()).await.unwrap().unwrap();
+    let tokens = sign_in(&server, &old).await.1;
+    let new = server.store.rotate_client_secret("hub").await.unwrap();
+    let (status, tokens) = refresh(&server, &new, &tokens).await;
+    assert_eq!(status, StatusCode::OK, "{tokens}");
+    let refused = async || refresh(&server, &old, &tokens).await.0 == StatusCode::UNAUTHORIZED;
+    until(refused).await;
+    assert_eq!(refresh(&server, &new, &tokens).await.0, StatusCode::OK);
+}
+
+/// Waits for what every server sees within a second or so.
+async fn until(seen: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !seen().await {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+}
+
+#[tokio::test]
+async fn with_a_client_goes_all_that_it_was_given() {
+    let server = Server::start().await;
+    let secret = server.store.add_client(&hub(), server.now()).await.unwrap().unwrap();
+    let tokens = sign_in(&server, &secret).await.1;
+    server.store.remove_client("hub", server.now()).await.unwrap();
+    assert_ne!(refresh(&server, &secret, &tokens).await.0, StatusCode::OK);
+    let access = text(&tokens, "access_token");
+    let response = server.api(Method::GET, "/userinfo", access, Value::Null).await;
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    // The gateways hear of it.
+    let feed = server.request(Method::GET, "/internal/revocations");
+    let feed = feed.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap().text().await.unwrap();
+    assert!(feed.contains(text(&claims(access), "jti")), "{feed}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_told() {
+    let server = Server::start().await;
+    let (store, now) = (&server.store, server.now());
+    store.add_client(&hub(), now).await.unwrap();
+    let taken = store.add_client(&hub(), now).await.unwrap_err();
+    assert!(matches!(taken, StoreError::ClientTaken(id) if id == "hub"));
+    let of_settings = store.rotate_client_secret("other").await.unwrap_err();
+    assert!(of_settings.to_string().contains("settings' file"), "{of_settings}");
+    assert!(store.remove_client("other", now).await.is_err());
+    assert!(matches!(store.remove_client("none", now).await, Err(StoreError::NoSuchClient(_))));
+    let public = ClientConfig { public: true, ..ClientConfig::named("app".to_owned()) };
+    let address = store.add_client(&public, now).await.unwrap_err();
+    assert!(address.to_string().contains("redirect URI"), "{address}");
+    let redirect_uris = vec!["http://127.0.0.1:1/cb".to_owned()];
+    let public = ClientConfig { redirect_uris, ..public };
+    assert_eq!(store.add_client(&public, now).await.unwrap(), None, "it keeps no secret");
+    assert!(store.rotate_client_secret("app").await.is_err());
+    let listed = store.list_clients().await.unwrap();
+    let shown = |id: &str| json!(listed.iter().find(|client| client.id == id).unwrap());
+    assert_eq!(shown("app")["auth_method"], "none");
+    assert_eq!(shown("signed")["auth_method"], "private_key_jwt");
+    assert_eq!(
+        (&shown("hub")["in_settings"], &shown("other")["in_settings"]),
+        (&json!(false), &json!(true))
+    );
+    assert!(!json!(listed).to_string().contains("secret_digest"));
+}
