@@ -1,0 +1,73 @@
+//! Load for the benchmarks, on one thread: an upstream that costs little, and clients that open
+//! WebSockets and read streams. Figures go to standard output as one line of JSON.
+
+mod client;
+mod frame;
+mod stream;
+mod upstream;
+mod websockets;
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::Target;
+
+#[derive(Parser)]
+#[command(name = "dormouse-load", about = "Load for the benchmarks")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer 1 KiB, streams of any length (/stream/BYTES) and WebSockets that echo
+    Upstream {
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: SocketAddr,
+    },
+    /// Send a message on each WebSocket, wait for its echo, and so on; print how many there were
+    Echo {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long, default_value_t = 4.0)]
+        seconds: f64,
+    },
+    /// Open WebSockets, print a line, and hold them until standard input ends; each must then echo
+    Idle {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
+    },
+    /// Read one stream after the other on each connection; print how many bytes there were
+    Stream {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value_t = 4)]
+        connections: usize,
+        #[arg(long, default_value_t = 4.0)]
+        seconds: f64,
+        /// Bytes of one answer
+        #[arg(long, default_value_t = 64 << 20)]
+        length: u64,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match Cli::parse().command {
+        Command::Upstream { listen } => upstream::serve(listen).await,
+        Command::Echo { target, connections, seconds } => {
+            websockets::echo(target, connections, seconds).await
+        }
+        Command::Idle { target, connections } => websockets::idle(target, connections).await,
+        Command::Stream { target, connections, seconds, length } => {
+            stream::read(target, connections, seconds, length).await
+        }
+    }
+}
