@@ -51,10 +51,10 @@ lint: ## Check formatting, clippy, licences and crates, and the project's own in
 	$(CARGO) build --workspace --bins
 	$(TARGET)/debug/dormouse-xtask check
 
-bench: ## Measure the token endpoint beside OpenSSL and oidc-provider (builds for release)
+bench: ## Measure beside other proxies and providers (builds for release); ARGS=--quick for minutes
 	@scripts/setup build bench
-	$(CARGO) build --release --workspace --bins
-	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/token.js $(ARGS)
+	$(CARGO) build --release -p dormouse-cli -p dormouse-load
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/run.js $(ARGS)
 
 clean: ## Remove what was built and what `make dev` and `make test` installed and left
 	$(CARGO) clean

@@ -172,7 +172,7 @@ function haproxySettings(port, body) {
   return () => `
 global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
   tune.bufsize 16384
 defaults
   mode http

@@ -127,8 +127,11 @@ export async function run(name, command, args, { within, env } = {}) {
   const child = start(name, CORE.load, command, args, { stdout: 'pipe', env });
   const chunks = [];
   child.child.stdout.on('data', (chunk) => chunks.push(chunk));
+  // The process may end before all that it printed has been read.
+  const read = new Promise((resolve) => child.child.stdout.once('close', resolve));
   const timer = setTimeout(() => child.kill(), within);
   const end = await child.ended;
+  await read;
   clearTimeout(timer);
   const text = Buffer.concat(chunks).toString();
   if (end.code !== 0) throw new Error(`${name} failed (${JSON.stringify(end)}): ${text.slice(-2000)}`);

@@ -14,7 +14,10 @@ import { CORE, freePort, ready, run, start } from './processes.js';
 export const DOMAIN = 'localhost';
 export const ISSUER = 'https://auth.bench.example';
 export const AUDIENCE = 'dormouse';
-const PERSON = 'alice';
+/** Who owns the app. Those who hold the tokens reach it as members of a group. */
+const OWNER = 'alice';
+const GROUP = 'research';
+const TOKENS_PER_PERSON = 50;
 const PROJECT = 'alice';
 const APP = 'bench';
 export const HOST = `${APP}--${PROJECT}.${DOMAIN}`;
@@ -63,16 +66,21 @@ client_secret_file = "${file('gate-secret')}"
   const args = ['authserver', '--config', file('authserver.toml')];
   const process = start('the authserver', CORE.load, binary, args, { log: file('authserver.log') });
   await ready(process, () => expectStatus(admin, '/readyz', 200));
-  const who = ['--database', file('authserver.db')];
-  const person = ['auth', 'user', 'add', ...who, '--name', PERSON, '--email', 'alice@example.com', '--group', 'research'];
-  const added = spawnSync(binary, person, { input: randomBytes(12).toString('hex'), encoding: 'utf8' });
-  if (added.status !== 0) throw new Error(`dormouse auth user add: ${added.stderr}`);
-  const order = ['auth', 'token', ...who, '--issuer', ISSUER, '--user', PERSON, '--expires-in', TOKEN_LIFE];
+  const where = ['--database', file('authserver.db')];
   const tokens = [];
-  const makeSome = async () => {
-    for (let made = 0; made < Math.ceil(count / AT_ONCE); made += 1) {
+  const person = async (number) => {
+    const name = `person-${number}`;
+    const who = ['--name', name, '--email', `${name}@example.com`, '--group', GROUP];
+    const added = spawnSync(binary, ['auth', 'user', 'add', ...where, ...who], { input: randomBytes(12).toString('hex') });
+    if (added.status !== 0) throw new Error(`dormouse auth user add: ${added.stderr}`);
+    const order = ['auth', 'token', ...where, '--issuer', ISSUER, '--user', name, '--expires-in', TOKEN_LIFE];
+    for (let made = 0; made < TOKENS_PER_PERSON; made += 1) {
       tokens.push((await run('dormouse auth token', binary, order, { within: 30_000 })).trim());
     }
+  };
+  const people = Array.from({ length: Math.ceil(count / TOKENS_PER_PERSON) }, (_, number) => number);
+  const makeSome = async () => {
+    while (people.length > 0) await person(people.pop());
   };
   await Promise.all(Array.from({ length: AT_ONCE }, makeSome));
   return { process, port, tokens: tokens.slice(0, count), secretFile: file('gate-secret') };
@@ -94,7 +102,8 @@ async function startCluster(folder, binary, load) {
     kind: 'App',
     metadata: { name: APP, namespace: PROJECT },
     spec: {
-      owner: PERSON,
+      owner: OWNER,
+      sharing: { groups: [GROUP] },
       image: 'dormouse',
       command: [load, 'upstream', '--listen', '$(POD_IP):8080'],
       port: 8080,

@@ -4,7 +4,9 @@
 //! heartbeats and self-refreshing pages are nobody's doing. The interface is two questions, one per
 //! HTTP request and one per WebSocket message; everything a rule needs is passed in.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
+
+use memchr::memmem::Finder;
 
 use crate::workload::Protocol;
 
@@ -88,7 +90,7 @@ pub fn message(channel: Channel, opcode: u8, start: &[u8], since_open: Duration)
         Channel::JupyterKernel => kernel_message(start),
         // A JSON array whose first item names the message.
         Channel::JupyterTerminal => {
-            (!contains(start, b"\"set_size\"")).then_some("typed in a terminal")
+            TERMINAL_SIZE.find(start).is_none().then_some("typed in a terminal")
         }
         Channel::StreamlitStream => {
             (since_open > STREAMLIT_OPENING && !is_auto_rerun(start)).then_some("used the app")
@@ -98,17 +100,16 @@ pub fn message(channel: Channel, opcode: u8, start: &[u8], since_open: Duration)
 }
 
 /// What the front end asks by itself: at opening, for widgets and for the debugger.
-const KERNEL_BACKGROUND: [&[u8]; 3] =
-    [b"\"kernel_info_request\"", b"\"comm_info_request\"", b"\"debug_request\""];
+static KERNEL_BACKGROUND: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
+    ["\"kernel_info_request\"", "\"comm_info_request\"", "\"debug_request\""].map(Finder::new)
+});
+
+static TERMINAL_SIZE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"set_size\""));
 
 /// Both subprotocols carry the header's JSON near the beginning, so the type is found by its text.
 fn kernel_message(start: &[u8]) -> Doing {
-    let background = KERNEL_BACKGROUND.iter().any(|kind| contains(start, kind));
+    let background = KERNEL_BACKGROUND.iter().any(|kind| kind.find(start).is_some());
     (!background).then_some("worked with a kernel")
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
 }
 
 /// Streamlit's BackMsg (protocol buffers): field 11 is rerun_script with a ClientState, whose field
