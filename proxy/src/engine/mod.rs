@@ -1,6 +1,7 @@
 //! The general engine: pingora, for whatever is neither an upgrade nor refused by the front.
 
 mod answer;
+mod peer;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -10,15 +11,15 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Version, header};
 use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
-    protocols::{TcpKeepalive, http::v2::server::default_h2_options},
+    protocols::http::v2::server::default_h2_options,
     proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy},
     server::configuration::ServerConf,
-    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
+    upstreams::peer::HttpPeer,
 };
 use tokio::time::Instant;
 
@@ -33,8 +34,7 @@ use crate::{
         live::LOOK_EVERY,
         scrub::{self, Scrub, Trust},
     },
-    tcp,
-    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, POOL_IDLE, Picked, Tried},
+    upstream::{CONNECT_PATIENCE, Picked, Tried},
 };
 
 const POOL_SIZE: usize = 512;
@@ -218,25 +218,12 @@ impl ProxyHttp for Engine {
         let picked = self.gate.pick_after(admitted, &ctx.tried).await;
         let picked =
             picked.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
-        let mut peer = HttpPeer::new(picked.address, false, String::new());
-        peer.group_key = picked.pool;
+        let peer = peer::of(&picked, &self.gate.tls, self.stall_timeout);
+        let peer = peer.map_err(|error| {
+            tracing::warn!(%error, "a workload cannot be reached over TLS");
+            Error::explain(ErrorType::InvalidCert, "the workload's TLS settings are no good")
+        })?;
         ctx.picked = Some(picked);
-        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.idle_timeout = Some(POOL_IDLE);
-        peer.options.tcp_keepalive = Some(TcpKeepalive {
-            idle: tcp::KEEPALIVE_IDLE,
-            interval: tcp::KEEPALIVE_INTERVAL,
-            count: tcp::KEEPALIVE_COUNT,
-            user_timeout: Duration::ZERO,
-        });
-        // An answer may take hours; how long is the workload's business.
-        peer.options.read_timeout = None;
-        peer.options.write_timeout = Some(self.stall_timeout);
-        // The scrubbing of the gate decides, the same for every engine.
-        let mut policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        policy.strip_connection_nominated = false;
-        peer.options.http_upstream_request_policy = policy;
         Ok(Box::new(peer))
     }
 
@@ -258,6 +245,10 @@ impl ProxyHttp for Engine {
         }
         if let Some(cookie) = scrub.cookie() {
             upstream.insert_header(header::COOKIE, cookie)?;
+        }
+        let both_http_2 = |a, b| a == Version::HTTP_2 && b == Version::HTTP_2;
+        if both_http_2(session.req_header().version, upstream.version) && scrub.te_trailers() {
+            upstream.insert_header(header::TE, "trailers")?;
         }
         for (name, value) in &admitted.headers {
             upstream.insert_header(*name, value.as_bytes())?;
@@ -330,6 +321,34 @@ impl ProxyHttp for Engine {
         }
         let give_up_at = *ctx.give_up_at.get_or_insert(now + CONNECT_PATIENCE);
         e.set_retry(now < give_up_at);
+        e
+    }
+
+    /// What was sent is sent again only if that does no harm, and only where the connection was an old
+    /// one that turned out to be closed.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        let request = session.req_header();
+        let again = request.method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if again {
+            e.retry.decide_reuse(reused);
+        } else {
+            e.set_retry(false);
+        }
+        let answered = session.response_written().is_some();
+        if !reused
+            && !answered
+            && *e.esource() == ErrorSource::Upstream
+            && let Some(picked) = &mut ctx.picked
+        {
+            picked.failed(Instant::now());
+        }
         e
     }
 

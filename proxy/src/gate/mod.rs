@@ -53,7 +53,7 @@ use crate::{
     config::{Config, SystemAccess, SystemHost},
     metrics::Metrics,
     session::{Sessions, return_path::ReturnPath},
-    upstream::sticky,
+    upstream::{sticky, tls::TlsSettings},
 };
 
 /// Sessions whose first use of a workload has been written to the audit log.
@@ -71,6 +71,7 @@ pub struct Gate {
     revocations: Revocations,
     sessions: Sessions,
     namer: sticky::Namer,
+    pub(crate) tls: TlsSettings,
     opened: Cache<(String, String), ()>,
     live: Arc<Live>,
     audit: Audit,
@@ -141,6 +142,7 @@ impl Gate {
             jwks: parts.jwks,
             revocations: parts.revocations,
             namer: sticky::Namer::new(parts.sessions.issuer.client_secret().as_bytes()),
+            tls: TlsSettings::default(),
             sessions: parts.sessions,
             opened: Cache::new(OPENED_REMEMBERED),
             live: Arc::default(),

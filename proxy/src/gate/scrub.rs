@@ -58,6 +58,12 @@ impl<'a> Scrub<'a> {
         !gone
     }
 
+    /// Whether the client takes trailers and says so the way HTTP/2 does: `TE` is for one connection
+    /// only, and its one value that passes is said anew (RFC 9113, section 8.2.2). gRPC servers want it.
+    pub fn te_trailers(&self) -> bool {
+        self.head.lists("te", "trailers")
+    }
+
     /// All cookies that pass, in one field (RFC 9113, section 8.2.3), each as it came.
     pub fn cookie(&self) -> Option<Vec<u8>> {
         if self.nominated.iter().any(|name| name.eq_ignore_ascii_case(b"cookie")) {

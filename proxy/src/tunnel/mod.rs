@@ -12,7 +12,6 @@ use domain::{classify, endpoint::Outstanding};
 use jiff::Timestamp;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -37,8 +36,7 @@ use crate::{
         scrub::{Scrub, Trust},
     },
     metrics::Metrics,
-    tcp,
-    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, Picked, Tried},
+    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, Picked, Tried, stream::UpstreamStream},
 };
 
 /// For the upstream to answer the handshake. Some start a kernel first.
@@ -95,7 +93,7 @@ pub async fn serve(front: &Front, conn: Box<Conn>, head: Bytes) {
 }
 
 enum Handshake {
-    Upgraded(Asked, Box<Pump<Box<Conn>, TcpStream>>),
+    Upgraded(Asked, Box<Pump<Box<Conn>, UpstreamStream>>),
     /// Refused, answered otherwise, or left.
     Over,
 }
@@ -213,17 +211,15 @@ async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
 }
 
 /// Dials for a bounded time: a workload that has just become ready may refuse an instant longer.
-async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(TcpStream, Picked), Answer> {
+async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(UpstreamStream, Picked), Answer> {
     let missed = || gate.missed(&admitted.destination, Audience::Upgrade);
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
     let mut tried = Tried::default();
     loop {
         let mut picked = gate.pick_after(admitted, &tried).await.ok_or_else(missed)?;
-        match timeout(CONNECT_TIMEOUT, TcpStream::connect(picked.address)).await {
-            Ok(Ok(stream)) => {
-                tcp::tune(&stream);
-                return Ok((stream, picked));
-            }
+        let connected = UpstreamStream::connect(&picked, &gate.tls);
+        match timeout(CONNECT_TIMEOUT, connected).await {
+            Ok(Ok(stream)) => return Ok((stream, picked)),
             _ if Instant::now() >= give_up_at => return Err(missed()),
             _ => {
                 picked.failed(Instant::now());
@@ -261,7 +257,7 @@ fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
 }
 
 async fn read_response(
-    upstream: &mut TcpStream,
+    upstream: &mut UpstreamStream,
     admitted: &Admitted,
     set_cookie: Option<&str>,
 ) -> Result<(Response, BytesMut), Refusal> {
@@ -290,7 +286,7 @@ async fn read_response(
 /// Another answer than 101, to its end as it says itself.
 async fn relay(
     mut conn: Box<Conn>,
-    mut upstream: TcpStream,
+    mut upstream: UpstreamStream,
     response: Response,
     mut rest: BytesMut,
     stall: Duration,

@@ -3,6 +3,8 @@
 pub mod choose;
 pub mod clock;
 pub mod sticky;
+pub mod stream;
+pub mod tls;
 
 use std::{net::SocketAddr, time::Duration};
 
