@@ -9,6 +9,13 @@ pub const WORKLOAD: &str = "dormouse.dev/workload";
 /// Beside [`WORKLOAD`]: `Workspace` or `App`.
 pub const KIND: &str = "dormouse.dev/kind";
 
+/// Beside [`WORKLOAD`] on a Service, and so on its EndpointSlices: [`CANARY`] where the pods of an
+/// app's other revision are.
+pub const REVISION: &str = "dormouse.dev/revision";
+
+/// The value of [`REVISION`].
+pub const CANARY: &str = "canary";
+
 /// On a project's namespace: the project's name. A namespace without it is never taken over.
 pub const PROJECT: &str = "dormouse.dev/project";
 

@@ -1,6 +1,7 @@
 //! Watches the cluster and publishes route tables.
 
 mod build;
+mod endpoints;
 pub(crate) mod mirror;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::{build::Cluster, mirror::Mirror};
+use self::build::Cluster;
 use crate::{
     labels::WORKLOAD,
     resources::{App, Project, Workspace},
@@ -62,12 +63,7 @@ async fn follow(
     tracker: Arc<Tracker>,
     table: watch::Sender<Arc<RouteTable>>,
 ) {
-    let mut cluster = Cluster {
-        projects: Mirror::default(),
-        workspaces: Mirror::default(),
-        apps: Mirror::default(),
-        endpoints: Mirror::default(),
-    };
+    let mut cluster = Cluster::new(options, tracker);
     let all = watcher::Config::default();
     let ours = watcher::Config::default().labels(WORKLOAD);
     let projects = events(Api::<Project>::all(client.clone()), all.clone()).map(Change::Project);
@@ -81,20 +77,10 @@ async fn follow(
     );
     let mut batches = changes.ready_chunks(BATCH);
     while let Some(batch) = batches.next().await {
-        for change in batch {
-            match change {
-                Change::Project(event) => cluster.projects.apply(event),
-                Change::Workspace(event) => cluster.workspaces.apply(event),
-                Change::App(event) => cluster.apps.apply(event),
-                Change::Endpoints(event) => cluster.endpoints.apply(event),
-            }
+        batch.into_iter().for_each(|change| cluster.apply(change));
+        if let Some(next) = cluster.next() {
+            table.send_replace(Arc::new(next));
         }
-        if !cluster.is_synced() {
-            continue;
-        }
-        let next = cluster.route_table(&options, &tracker);
-        tracker.retain(|workload| cluster.contains(workload));
-        table.send_replace(Arc::new(next));
     }
 }
 

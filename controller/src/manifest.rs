@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use cluster::{
     labels,
-    resources::{App, EnvVar, OnDelete, Resources, SecretMount, WorkloadResource, Workspace},
+    resources::{
+        App, AppProtocol, EnvVar, OnDelete, Resources, SecretMount, WorkloadResource, Workspace,
+    },
 };
 use k8s_openapi::ByteString;
 use kube::ResourceExt;
@@ -52,7 +54,11 @@ fn metadata<W: WorkloadResource>(object: &W, name: &str) -> Value {
 
 /// A headless Service for a workspace, so that its pod has a name; a common one for an app.
 pub fn service<W: WorkloadResource>(object: &W) -> Value {
-    let mut ports = vec![json!({"name": "http", "port": object.port(), "targetPort": "http"})];
+    let mut http = json!({"name": "http", "port": object.port(), "targetPort": "http"});
+    if object.app_protocol() != AppProtocol::Http {
+        http["appProtocol"] = json!(object.app_protocol().as_str());
+    }
+    let mut ports = vec![http];
     let mut spec = json!({"selector": selector_of(object)});
     if W::KIND == domain::workload::WorkloadKind::Workspace {
         ports.push(json!({"name": "ssh", "port": AGENT_PORT, "targetPort": "ssh"}));

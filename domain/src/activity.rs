@@ -196,7 +196,16 @@ impl Tracker {
         cell
     }
 
-    /// Forgets workloads that exist no more.
+    /// Forgets a workload that exists no more.
+    pub fn forget(&self, workload: &WorkloadRef) {
+        self.cells.lock().remove(workload);
+        let mut log = self.log.lock();
+        if let Some(cursor) = log.cursor_of.remove(workload) {
+            log.by_cursor.remove(&cursor);
+        }
+    }
+
+    /// Forgets all workloads that exist no more.
     pub fn retain(&self, keep: impl Fn(&WorkloadRef) -> bool) {
         self.cells.lock().retain(|workload, _| keep(workload));
         let mut log = self.log.lock();
@@ -212,6 +221,11 @@ impl Tracker {
         while let Some(cell) = self.changes.0.pop() {
             // First the flag, then the reading: a record between the two queues the cell again.
             cell.queued.store(false, Ordering::Release);
+            // What is open of a workload that is gone still reports to its old cell.
+            let known = self.cells.lock().get(&cell.workload).cloned();
+            if !known.is_some_and(|known| Arc::ptr_eq(&known, &cell)) {
+                continue;
+            }
             log.cursor += 1;
             let cursor = log.cursor;
             if let Some(old) = log.cursor_of.insert(cell.workload.clone(), cursor) {
@@ -302,6 +316,12 @@ mod tests {
         guard(&tracker).person("edit", at(1));
         assert_eq!(tracker.changes(0).changes.len(), 1);
         tracker.retain(|_| false);
+        assert_eq!(tracker.changes(0).changes, []);
+        guard(&tracker).person("edit", at(2));
+        assert_eq!(tracker.changes(0).changes.len(), 1);
+        let open = guard(&tracker);
+        tracker.forget(&lab());
+        open.person("edit", at(3));
         assert_eq!(tracker.changes(0).changes, []);
     }
 }

@@ -1,9 +1,12 @@
-//! The route table: an immutable snapshot of what exists, rebuilt at each change of the cluster.
+//! The route table: an immutable snapshot of what exists, replaced at each change of the cluster.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+mod shards;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
+use self::shards::Shards;
 use crate::{
     access::AccessPolicy,
     activity::Cell,
@@ -15,7 +18,7 @@ use crate::{
 };
 
 /// Everything that is known of a route when it is built.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RouteSpec {
     pub workload: WorkloadRef,
     /// Exact host name, lower case, without port.
@@ -95,9 +98,13 @@ impl Route {
             old.spec.workload == spec.workload && old.spec.routing.protocol == spec.routing.protocol
         };
         let before = before.filter(same).map_or(&[][..], |old| &old.endpoints);
-        let endpoints = std::mem::take(&mut spec.endpoints);
-        let endpoints = endpoints.into_iter().map(|e| Endpoint::new(e, before)).collect();
+        let endpoints = spec.endpoints.iter().map(|e| Endpoint::new(e.clone(), before)).collect();
         Self { spec, addresses, endpoints, activity }
+    }
+
+    /// Whether nothing that is known of it differs.
+    pub fn is_same(&self, other: &Route) -> bool {
+        self.spec == other.spec
     }
 
     pub fn workload(&self) -> &WorkloadRef {
@@ -129,11 +136,12 @@ impl Route {
     }
 }
 
-/// A snapshot: never changed, only replaced.
-#[derive(Debug, Default)]
+/// A snapshot: whoever serves requests never sees one change, only be replaced. Copies share what
+/// is the same in them.
+#[derive(Debug, Default, Clone)]
 pub struct RouteTable {
-    by_host: HashMap<String, Arc<Route>>,
-    by_ssh_name: HashMap<WorkloadName, Vec<Arc<Route>>>,
+    by_host: Shards<String, Arc<Route>>,
+    by_ssh_name: Shards<WorkloadName, Vec<Arc<Route>>>,
     /// False until the first full listing of the cluster has arrived. A gateway answers 503 until
     /// then, and not a 404 that somebody would believe.
     synced: bool,
@@ -144,16 +152,36 @@ impl RouteTable {
     pub fn new(routes: impl IntoIterator<Item = Arc<Route>>) -> Self {
         let mut table = Self { synced: true, ..Self::default() };
         for route in routes {
-            if table.by_host.contains_key(route.host()) {
-                continue;
+            if table.by_host(route.host()).is_none() {
+                table.put(route);
             }
-            if route.workload().kind == WorkloadKind::Workspace {
-                let same_name = table.by_ssh_name.entry(route.workload().name.clone());
-                same_name.or_default().push(route.clone());
-            }
-            table.by_host.insert(route.host().to_owned(), route);
         }
         table
+    }
+
+    /// In place of what had the host before.
+    pub fn put(&mut self, route: Arc<Route>) {
+        self.remove(route.host());
+        if route.workload().kind == WorkloadKind::Workspace {
+            let name = &route.workload().name;
+            let mut same_name = self.workspaces(name.as_str()).to_vec();
+            same_name.push(route.clone());
+            self.by_ssh_name.insert(name.clone(), same_name);
+        }
+        self.by_host.insert(route.host().to_owned(), route);
+    }
+
+    pub fn remove(&mut self, host: &str) -> Option<Arc<Route>> {
+        let route = self.by_host.remove(host)?;
+        let name = &route.workload().name;
+        let mut same_name = self.workspaces(name.as_str()).to_vec();
+        same_name.retain(|other| other.host() != host);
+        if same_name.is_empty() {
+            self.by_ssh_name.remove(name);
+        } else {
+            self.by_ssh_name.insert(name.clone(), same_name);
+        }
+        Some(route)
     }
 
     pub fn is_synced(&self) -> bool {
@@ -165,7 +193,7 @@ impl RouteTable {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_host.is_empty()
+        self.len() == 0
     }
 
     /// Exact match; `host` is lower case and without port.

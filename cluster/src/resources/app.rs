@@ -3,7 +3,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, TrafficSpec, WorkloadStatus,
+    AppProtocol, EnvVar, IdleSpec, ProtocolName, Resources, RoutingSpec, SecretMount, Sharing,
+    TlsSpec, TrafficSpec, WorkloadStatus,
 };
 
 /// A Streamlit app, a model API or an LLM server.
@@ -30,7 +31,8 @@ use super::{
     printcolumn(name = "Why", type_ = "string", json_path = ".status.idle.message", priority = 1),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("size(self.metadata.name) <= 30 && self.metadata.name.matches('^[a-z]([a-z0-9]|-[a-z0-9])*$')").message("metadata.name must be at most 30 characters: lower-case letters, digits and single hyphens, beginning with a letter")
+    validation = Rule::new("size(self.metadata.name) <= 30 && self.metadata.name.matches('^[a-z]([a-z0-9]|-[a-z0-9])*$')").message("metadata.name must be at most 30 characters: lower-case letters, digits and single hyphens, beginning with a letter"),
+    validation = Rule::new("!has(self.spec.tls) || self.spec.appProtocol == 'https'").message("tls goes with appProtocol: https")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AppSpec {
@@ -54,6 +56,14 @@ pub struct AppSpec {
     pub replicas: i32,
     #[serde(default = "default_protocol")]
     pub protocol: ProtocolName,
+    /// What the program speaks at its port.
+    #[serde(default)]
+    pub app_protocol: AppProtocol,
+    /// With `appProtocol: https`: how its certificate is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    #[serde(default, skip_serializing_if = "RoutingSpec::is_empty")]
+    pub routing: RoutingSpec,
     /// When the app counts as ready. Unset: as soon as its port accepts connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,

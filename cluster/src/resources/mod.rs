@@ -4,6 +4,7 @@ mod app;
 mod batch_job;
 mod parts;
 mod project;
+mod routing;
 mod status;
 mod traffic;
 mod workload;
@@ -16,6 +17,7 @@ pub use parts::{
     Storage,
 };
 pub use project::{Member, Project, ProjectPolicy, ProjectSpec, ProjectStatus, Quota, Role};
+pub use routing::{AppProtocol, RoutingSpec, TlsSpec};
 pub use status::{AgentStatus, IdleStatus, LastActivity, Phase, ProgressStatus, WorkloadStatus};
 pub use traffic::TrafficSpec;
 pub use workload::WorkloadResource;

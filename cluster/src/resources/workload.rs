@@ -1,11 +1,17 @@
 use std::fmt::Debug;
 
-use domain::workload::{WorkloadKind, WorkloadRef};
+use domain::{
+    upstream::Routing,
+    workload::{WorkloadKind, WorkloadRef},
+};
 use jiff::Timestamp;
 use kube::{Resource, core::NamespaceResourceScope};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{App, IdleSpec, Probe, ProtocolName, Sharing, TrafficSpec, WorkloadStatus, Workspace};
+use super::{
+    App, AppProtocol, IdleSpec, Probe, ProtocolName, Sharing, TrafficSpec, WorkloadStatus,
+    Workspace, routing,
+};
 use crate::labels::WAKE_AT;
 
 /// What a workspace and an app have in common.
@@ -26,11 +32,24 @@ pub trait WorkloadResource:
     fn replicas(&self) -> i32;
     fn port(&self) -> i32;
     fn protocol(&self) -> ProtocolName;
-    fn probe(&self) -> Option<&Probe>;
     fn idle(&self) -> &IdleSpec;
     fn sharing(&self) -> &Sharing;
     fn traffic(&self) -> &TrafficSpec;
     fn status(&self) -> Option<&WorkloadStatus>;
+
+    fn probe(&self) -> Option<&Probe> {
+        None
+    }
+
+    /// For the Service.
+    fn app_protocol(&self) -> AppProtocol {
+        AppProtocol::Http
+    }
+
+    /// How requests reach its pods; `said` is the `appProtocol` of its EndpointSlices.
+    fn routing(&self, _said: Option<&str>) -> Routing {
+        Routing::default()
+    }
 
     /// `None` for names that the schema refuses, which an API server without validation may hold.
     fn workload(&self) -> Option<WorkloadRef> {
@@ -53,7 +72,7 @@ pub trait WorkloadResource:
 }
 
 macro_rules! workload {
-    ($type:ident, $self:ident => $probe:expr) => {
+    ($type:ident, { $($own:item)* }) => {
         impl WorkloadResource for $type {
             const KIND: WorkloadKind = WorkloadKind::$type;
 
@@ -69,9 +88,6 @@ macro_rules! workload {
             fn protocol(&self) -> ProtocolName {
                 self.spec.protocol
             }
-            fn probe(&$self) -> Option<&Probe> {
-                $probe
-            }
             fn idle(&self) -> &IdleSpec {
                 &self.spec.idle
             }
@@ -84,9 +100,22 @@ macro_rules! workload {
             fn status(&self) -> Option<&WorkloadStatus> {
                 self.status.as_ref()
             }
+            $($own)*
         }
     };
 }
 
-workload!(Workspace, self => None);
-workload!(App, self => self.spec.probe.as_ref());
+workload!(Workspace, {});
+workload!(App, {
+    fn probe(&self) -> Option<&Probe> {
+        self.spec.probe.as_ref()
+    }
+
+    fn app_protocol(&self) -> AppProtocol {
+        self.spec.app_protocol
+    }
+
+    fn routing(&self, said: Option<&str>) -> Routing {
+        routing::routing(self, said)
+    }
+});

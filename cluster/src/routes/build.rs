@@ -1,11 +1,6 @@
-//! From the objects of the cluster to a route table.
+//! From the objects of the cluster to a route table, of which only what changed is made anew.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use domain::{
     access::AccessPolicy,
@@ -14,77 +9,176 @@ use domain::{
     workload::{WorkloadKind, WorkloadRef},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::{Options, mirror::Mirror};
-use crate::{
-    labels,
-    resources::{App, Phase, Project, WorkloadResource, Workspace},
+use super::{
+    Change, Options,
+    endpoints::Slices,
+    mirror::{Changed, Key, Mirror},
 };
+use crate::resources::{App, Phase, Project, WorkloadResource, Workspace};
 
 /// Used when `wakeHold` cannot be read, which the schema prevents.
 const DEFAULT_WAKE_HOLD: Duration = Duration::from_secs(60);
 
+/// Everything that routes are made of, and the routes.
 pub struct Cluster {
-    pub projects: Mirror<Project>,
-    pub workspaces: Mirror<Workspace>,
-    pub apps: Mirror<App>,
-    pub endpoints: Mirror<EndpointSlice>,
+    options: Options,
+    tracker: Arc<Tracker>,
+    projects: Mirror<Project>,
+    workspaces: Mirror<Workspace>,
+    apps: Mirror<App>,
+    slices: Slices,
+    stale: Stale,
+    table: RouteTable,
 }
 
-/// Ready addresses by namespace and workload.
-type Endpoints<'a> = HashMap<(&'a str, &'a str), Vec<SocketAddr>>;
+/// The workloads, by namespace and name, whose routes are not what they should be any more.
+enum Stale {
+    All,
+    Some(BTreeSet<Key>),
+}
 
 impl Cluster {
-    pub fn is_synced(&self) -> bool {
+    pub fn new(options: Options, tracker: Arc<Tracker>) -> Self {
+        Self {
+            options,
+            tracker,
+            projects: Mirror::default(),
+            workspaces: Mirror::default(),
+            apps: Mirror::default(),
+            slices: Slices::default(),
+            stale: Stale::All,
+            table: RouteTable::new([]),
+        }
+    }
+
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Project(event) => match self.projects.apply(event) {
+                Changed::Nothing => {}
+                Changed::All => self.stale = Stale::All,
+                // A project shares its name with its namespace, and its members are in the routes.
+                Changed::One { key: (_, project), .. } => {
+                    let workspaces = self.workspaces.keys_in(&project);
+                    let all = workspaces.chain(self.apps.keys_in(&project));
+                    let all: Vec<_> = all.cloned().collect();
+                    self.mark(all);
+                }
+            },
+            Change::Workspace(event) => {
+                let changed = self.workspaces.apply(event);
+                self.workload_changed(changed);
+            }
+            Change::App(event) => {
+                let changed = self.apps.apply(event);
+                self.workload_changed(changed);
+            }
+            Change::Endpoints(event) => match self.slices.apply(event) {
+                Some(keys) => self.mark(keys),
+                None => self.stale = Stale::All,
+            },
+        }
+    }
+
+    fn workload_changed<W: WorkloadResource>(&mut self, changed: Changed<W>) {
+        match changed {
+            Changed::Nothing => {}
+            Changed::All => self.stale = Stale::All,
+            Changed::One { key, before, gone } => {
+                if let Some(workload) = before.filter(|_| gone).and_then(|b| b.workload()) {
+                    self.tracker.forget(&workload);
+                }
+                self.mark([key]);
+            }
+        }
+    }
+
+    fn mark(&mut self, keys: impl IntoIterator<Item = Key>) {
+        if let Stale::Some(stale) = &mut self.stale {
+            stale.extend(keys);
+        }
+    }
+
+    fn is_synced(&self) -> bool {
         self.projects.is_synced()
             && self.workspaces.is_synced()
             && self.apps.is_synced()
-            && self.endpoints.is_synced()
+            && self.slices.is_synced()
     }
 
-    pub fn contains(&self, workload: &WorkloadRef) -> bool {
-        let (project, name) = (workload.project.as_str(), workload.name.as_str());
-        match workload.kind {
-            WorkloadKind::Workspace => self.workspaces.get(project, name).is_some(),
-            WorkloadKind::App => self.apps.get(project, name).is_some(),
+    /// The table after what was applied. `None` when no route has changed, and until everything has
+    /// been listed once.
+    pub fn next(&mut self) -> Option<RouteTable> {
+        if !self.is_synced() {
+            return None;
+        }
+        match std::mem::replace(&mut self.stale, Stale::Some(BTreeSet::new())) {
+            Stale::All => {
+                self.make_all();
+                Some(self.table.clone())
+            }
+            Stale::Some(keys) => {
+                // No short circuit: each of them has to be looked at.
+                let changed = keys.iter().fold(false, |any, key| self.make(key) || any);
+                changed.then(|| self.table.clone())
+            }
         }
     }
 
-    pub fn route_table(&self, options: &Options, tracker: &Tracker) -> RouteTable {
-        let endpoints = self.ready_endpoints();
-        // The older of two workloads with one host keeps it.
-        let mut routes: Vec<(Age, Arc<Route>)> = Vec::new();
-        for workspace in self.workspaces.iter() {
-            routes.extend(self.route(workspace, options, &endpoints, tracker));
-        }
-        for app in self.apps.iter() {
-            routes.extend(self.route(app, options, &endpoints, tracker));
-        }
-        routes.sort_by(|(a, _), (b, _)| a.cmp(b));
-        RouteTable::new(routes.into_iter().map(|(_, route)| route))
+    fn make_all(&mut self) {
+        let keys = self.workspaces.entries().map(|(key, _)| key);
+        let keys = keys.chain(self.apps.entries().map(|(key, _)| key));
+        let keys: BTreeSet<Key> = keys.cloned().collect();
+        let routes: Vec<_> = keys.iter().filter_map(|key| self.route(key)).collect();
+        self.table = RouteTable::new(routes);
+        let (workspaces, apps) = (&self.workspaces, &self.apps);
+        self.tracker.retain(|workload| {
+            let key = (workload.project.to_string(), workload.name.to_string());
+            match workload.kind {
+                WorkloadKind::Workspace => workspaces.get(&key).is_some(),
+                WorkloadKind::App => apps.get(&key).is_some(),
+            }
+        });
     }
 
-    fn route<W: WorkloadResource>(
-        &self,
-        object: &W,
-        options: &Options,
-        endpoints: &Endpoints<'_>,
-        tracker: &Tracker,
-    ) -> Option<(Age, Arc<Route>)> {
+    /// Makes one host's route anew. False when it is as it was.
+    fn make(&mut self, key: &Key) -> bool {
+        match self.route(key) {
+            Some(route) => {
+                let same = self.table.by_host(route.host()).is_some_and(|old| old.is_same(&route));
+                if !same {
+                    self.table.put(route);
+                }
+                !same
+            }
+            None => host(key, &self.options).is_some_and(|host| self.table.remove(&host).is_some()),
+        }
+    }
+
+    /// The older of two workloads with one host keeps it.
+    fn route(&self, key: &Key) -> Option<Arc<Route>> {
+        let workspace = self.workspaces.get(key).and_then(|object| self.route_of(object, key));
+        let app = self.apps.get(key).and_then(|object| self.route_of(object, key));
+        let older = workspace.into_iter().chain(app).min_by(|(a, _), (b, _)| a.cmp(b));
+        older.map(|(_, route)| route)
+    }
+
+    fn route_of<W: WorkloadResource>(&self, object: &W, key: &Key) -> Option<(Age, Arc<Route>)> {
         let meta = object.meta();
         if meta.deletion_timestamp.is_some() {
             return None;
         }
         let workload = object.workload()?;
-        let key = (workload.project.as_str(), workload.name.as_str());
         let agent = object.status().and_then(|status| status.agent.as_ref());
+        let found = self.slices.find(key);
+        let host = host_of(&workload, &self.options);
+        let before = self.table.by_host(&host).cloned();
         let spec = RouteSpec {
-            host: format!("{}.{}", workload.host_label(), options.base_domain),
+            host,
             access: self.access(object, &workload),
             state: state(object),
-            endpoints: endpoints.get(&key).into_iter().flatten().map(|&a| a.into()).collect(),
-            routing: Default::default(),
+            endpoints: found.endpoints,
+            routing: object.routing(found.app_protocol.as_deref()),
             protocol: object.protocol().into(),
             wake_hold: object.idle().wake_hold.duration().unwrap_or(DEFAULT_WAKE_HOLD),
             traffic: object.traffic().into(),
@@ -93,7 +187,8 @@ impl Cluster {
         };
         let created = meta.creation_timestamp.as_ref().map(|time| time.0);
         let age = (created, workload.kind, meta.uid.clone());
-        Some((age, Arc::new(Route::new(spec, tracker.cell(&workload), None))))
+        let cell = self.tracker.cell(&workload);
+        Some((age, Arc::new(Route::new(spec, cell, before.as_deref()))))
     }
 
     fn access<W: WorkloadResource>(&self, object: &W, workload: &WorkloadRef) -> AccessPolicy {
@@ -102,7 +197,7 @@ impl Cluster {
         let mut users: BTreeSet<_> = sharing.users.iter().filter_map(|u| u.parse().ok()).collect();
         let mut groups: BTreeSet<String> = sharing.groups.iter().cloned().collect();
         if sharing.project {
-            let project = self.projects.get("", workload.project.as_str());
+            let project = self.projects.get(&(String::new(), workload.project.to_string()));
             for member in project.iter().flat_map(|project| &project.spec.members) {
                 users.extend(member.user.iter().filter_map(|user| user.parse().ok()));
                 groups.extend(member.group.clone());
@@ -115,36 +210,20 @@ impl Cluster {
             everyone: sharing.everyone,
         }
     }
-
-    fn ready_endpoints(&self) -> Endpoints<'_> {
-        let mut ready: Endpoints<'_> = HashMap::new();
-        for slice in self.endpoints.iter() {
-            let Some((key, port)) = service_of(slice) else { continue };
-            let addresses = slice.endpoints.iter().filter(|endpoint| {
-                endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
-            });
-            let addresses = addresses
-                .flat_map(|endpoint| &endpoint.addresses)
-                .filter_map(|address| address.parse::<IpAddr>().ok());
-            ready.entry(key).or_default().extend(addresses.map(|ip| SocketAddr::new(ip, port)));
-        }
-        for addresses in ready.values_mut() {
-            addresses.sort_unstable();
-            addresses.dedup();
-        }
-        ready
-    }
 }
 
 /// Creation time, then kind and uid so that the order is the same in every gateway.
 type Age = (Option<Timestamp>, WorkloadKind, Option<String>);
 
-fn service_of(slice: &EndpointSlice) -> Option<((&str, &str), u16)> {
-    let labels: &BTreeMap<String, String> = slice.metadata.labels.as_ref()?;
-    let workload = labels.get(labels::WORKLOAD)?;
-    let namespace = slice.metadata.namespace.as_deref()?;
-    let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some("http"))?;
-    Some(((namespace, workload), u16::try_from(port.port?).ok()?))
+fn host_of(workload: &WorkloadRef, options: &Options) -> String {
+    format!("{}.{}", workload.host_label(), options.base_domain)
+}
+
+/// The same for every kind of workload.
+fn host((project, name): &Key, options: &Options) -> Option<String> {
+    let (project, name) = (project.parse().ok()?, name.parse().ok()?);
+    let workload = WorkloadRef { kind: WorkloadKind::App, project, name };
+    Some(host_of(&workload, options))
 }
 
 fn state<W: WorkloadResource>(object: &W) -> State {

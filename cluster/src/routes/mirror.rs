@@ -1,6 +1,6 @@
 //! A local copy of one kind of object, without a gap while it is listed again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use kube::{
     Resource,
@@ -8,38 +8,60 @@ use kube::{
 };
 
 /// Namespace and name.
-type Key = (String, String);
+pub type Key = (String, String);
 
 #[derive(Debug)]
 pub struct Mirror<K> {
-    objects: HashMap<Key, K>,
+    objects: BTreeMap<Key, K>,
     /// Filled while a list arrives, and put in place when it is whole.
-    incoming: HashMap<Key, K>,
+    incoming: BTreeMap<Key, K>,
     synced: bool,
+}
+
+/// What an event did to the copy.
+#[derive(Debug)]
+pub enum Changed<K> {
+    Nothing,
+    /// A list took the place of everything.
+    All,
+    One {
+        key: Key,
+        before: Option<K>,
+        gone: bool,
+    },
 }
 
 impl<K> Default for Mirror<K> {
     fn default() -> Self {
-        Self { objects: HashMap::new(), incoming: HashMap::new(), synced: false }
+        Self { objects: BTreeMap::new(), incoming: BTreeMap::new(), synced: false }
     }
 }
 
 impl<K: Resource + Lookup> Mirror<K> {
-    pub fn apply(&mut self, event: Event<K>) {
+    pub fn apply(&mut self, event: Event<K>) -> Changed<K> {
         match event {
-            Event::Init => self.incoming.clear(),
+            Event::Init => {
+                self.incoming.clear();
+                Changed::Nothing
+            }
             Event::InitApply(object) => {
                 self.incoming.insert(key(&object), object);
+                Changed::Nothing
             }
             Event::InitDone => {
                 self.objects = std::mem::take(&mut self.incoming);
                 self.synced = true;
+                Changed::All
             }
             Event::Apply(object) => {
-                self.objects.insert(key(&object), object);
+                let key = key(&object);
+                let before = self.objects.insert(key.clone(), object);
+                Changed::One { key, before, gone: false }
             }
             Event::Delete(object) => {
-                self.objects.remove(&key(&object));
+                let key = key(&object);
+                let before = self.objects.remove(&key);
+                Changed::One { key, before, gone: true }
             }
         }
     }
@@ -48,13 +70,22 @@ impl<K: Resource + Lookup> Mirror<K> {
         self.synced
     }
 
-    pub fn get(&self, namespace: &str, name: &str) -> Option<&K> {
-        // Asked once per workload and table: a key of borrowed parts is not worth its trouble.
-        self.objects.get(&(namespace.to_owned(), name.to_owned()))
+    pub fn get(&self, key: &Key) -> Option<&K> {
+        self.objects.get(key)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &K> {
         self.objects.values()
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = (&Key, &K)> {
+        self.objects.iter()
+    }
+
+    pub fn keys_in<'m>(&'m self, namespace: &'m str) -> impl Iterator<Item = &'m Key> {
+        let from = (namespace.to_owned(), String::new());
+        let keys = self.objects.range(from..).map(|(key, _)| key);
+        keys.take_while(move |key| key.0 == namespace)
     }
 }
 
@@ -65,7 +96,7 @@ fn key<K: Resource>(object: &K) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Namespace;
+    use k8s_openapi::api::core::v1::{Namespace, Pod};
 
     use super::*;
 
@@ -75,19 +106,23 @@ mod tests {
         namespace
     }
 
+    fn has(mirror: &Mirror<Namespace>, name: &str) -> bool {
+        mirror.get(&(String::new(), name.to_owned())).is_some()
+    }
+
     #[test]
     fn attack_27_a_new_list_leaves_no_gap() {
         let mut mirror = Mirror::default();
         for event in [Event::Init, Event::InitApply(named("a")), Event::InitDone] {
             mirror.apply(event);
         }
-        assert!(mirror.is_synced() && mirror.get("", "a").is_some());
+        assert!(mirror.is_synced() && has(&mirror, "a"));
         mirror.apply(Event::Init);
         mirror.apply(Event::InitApply(named("b")));
-        assert!(mirror.get("", "a").is_some(), "the old picture stays until the new one is whole");
-        assert!(mirror.get("", "b").is_none());
-        mirror.apply(Event::InitDone);
-        assert!(mirror.get("", "a").is_none() && mirror.get("", "b").is_some());
+        assert!(has(&mirror, "a"), "the old picture stays until the new one is whole");
+        assert!(!has(&mirror, "b"));
+        assert!(matches!(mirror.apply(Event::InitDone), Changed::All));
+        assert!(!has(&mirror, "a") && has(&mirror, "b"));
     }
 
     #[test]
@@ -98,5 +133,18 @@ mod tests {
         mirror.apply(Event::Init);
         mirror.apply(Event::InitDone);
         assert_eq!(mirror.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_namespace_is_all_of_its_own_and_nothing_else() {
+        let mut mirror = Mirror::default();
+        for (namespace, name) in [("a", "z"), ("b", "y"), ("b", "x"), ("bb", "w")] {
+            let mut pod = Pod::default();
+            pod.metadata.namespace = Some(namespace.to_owned());
+            pod.metadata.name = Some(name.to_owned());
+            mirror.apply(Event::Apply(pod));
+        }
+        let names: Vec<_> = mirror.keys_in("b").map(|key| key.1.as_str()).collect();
+        assert_eq!(names, ["x", "y"]);
     }
 }

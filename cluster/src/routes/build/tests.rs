@@ -7,27 +7,27 @@ use serde_json::{Value, json};
 
 use super::*;
 
+fn listed<K>(objects: &[Value]) -> Vec<Event<K>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned,
+{
+    let read = |object: &Value| serde_json::from_value(object.clone()).unwrap();
+    let all = objects.iter().map(|object| Event::InitApply(read(object)));
+    std::iter::once(Event::Init).chain(all).chain([Event::InitDone]).collect()
+}
+
 fn cluster(workspaces: &[Value], apps: &[Value], slices: &[Value]) -> Cluster {
-    fn fill<K>(objects: &[Value]) -> Mirror<K>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned,
-    {
-        let mut mirror = Mirror::default();
-        for object in objects {
-            mirror.apply(Event::InitApply(serde_json::from_value(object.clone()).unwrap()));
-        }
-        mirror.apply(Event::InitDone);
-        mirror
-    }
     let project = json!({"apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
         "metadata": {"name": "team"},
         "spec": {"members": [{"user": "bob", "role": "Viewer"}, {"group": "ml", "role": "Member"}]}});
-    Cluster {
-        projects: fill(&[project]),
-        workspaces: fill(workspaces),
-        apps: fill(apps),
-        endpoints: fill(slices),
-    }
+    let options = Options { base_domain: "localhost".to_owned() };
+    let mut cluster = Cluster::new(options, Arc::new(Tracker::new()));
+    let changes = listed(&[project]).into_iter().map(Change::Project);
+    let changes = changes.chain(listed(workspaces).into_iter().map(Change::Workspace));
+    let changes = changes.chain(listed(apps).into_iter().map(Change::App));
+    let changes = changes.chain(listed(slices).into_iter().map(Change::Endpoints));
+    changes.for_each(|change| cluster.apply(change));
+    cluster
 }
 
 fn workload(kind: &str, name: &str, created: &str, changes: Value) -> Value {
@@ -78,9 +78,8 @@ fn identity(user: &str, groups: &[&str]) -> Arc<Identity> {
     })
 }
 
-fn table(cluster: &Cluster) -> RouteTable {
-    let options = Options { base_domain: "localhost".to_owned() };
-    cluster.route_table(&options, &Tracker::new())
+fn table(mut cluster: Cluster) -> RouteTable {
+    cluster.next().unwrap()
 }
 
 const HOST: Target<'_> = Target::Host("web--team.localhost");
@@ -90,9 +89,9 @@ fn ready_addresses_of_all_slices_are_dialled() {
     let app =
         workload("App", "web", "2026-01-01T00:00:00Z", json!({"status": {"phase": "Running"}}));
     let slices = [slice("web", &[("10.0.0.2", true), ("10.0.0.3", false), ("10.0.0.1", true)])];
-    let table = table(&cluster(&[], &[app], &slices));
+    let table = table(cluster(&[], &[app], &slices));
     let grant = authorize(&table, &identity("alice", &[]), HOST).unwrap();
-    let expected: [SocketAddr; 2] =
+    let expected: [std::net::SocketAddr; 2] =
         ["10.0.0.1:8080".parse().unwrap(), "10.0.0.2:8080".parse().unwrap()];
     assert_eq!(grant.readiness(), Readiness::Ready(&expected));
 }
@@ -101,7 +100,7 @@ fn ready_addresses_of_all_slices_are_dialled() {
 fn sharing_resolves_members_of_the_project() {
     let shared = json!({"spec": {"sharing": {"project": true}}});
     let app = workload("App", "web", "2026-01-01T00:00:00Z", shared);
-    let table = table(&cluster(&[], &[app], &[]));
+    let table = table(cluster(&[], &[app], &[]));
     assert!(authorize(&table, &identity("bob", &[]), HOST).is_some());
     assert!(authorize(&table, &identity("carol", &["ml"]), HOST).is_some());
     assert!(authorize(&table, &identity("carol", &["other"]), HOST).is_none());
@@ -110,7 +109,7 @@ fn sharing_resolves_members_of_the_project() {
 #[test]
 fn unshared_is_the_owners_alone() {
     let app = workload("App", "web", "2026-01-01T00:00:00Z", json!({}));
-    let table = table(&cluster(&[], &[app], &[]));
+    let table = table(cluster(&[], &[app], &[]));
     assert!(authorize(&table, &identity("alice", &[]), HOST).is_some());
     assert!(authorize(&table, &identity("bob", &["ml"]), HOST).is_none());
 }
@@ -120,7 +119,7 @@ fn the_older_workload_keeps_the_host() {
     let young =
         workload("Workspace", "web", "2026-02-01T00:00:00Z", json!({"spec": {"owner": "bob"}}));
     let old = workload("App", "web", "2026-01-01T00:00:00Z", json!({}));
-    let table = table(&cluster(&[young], &[old], &[]));
+    let table = table(cluster(&[young], &[old], &[]));
     assert_eq!(table.len(), 1);
     assert!(authorize(&table, &identity("bob", &[]), HOST).is_none());
 }
@@ -146,5 +145,101 @@ fn states_follow_sleep_and_wake() {
 fn what_is_being_deleted_is_gone() {
     let gone = json!({"metadata": {"deletionTimestamp": "2026-01-02T00:00:00Z"}});
     let app = workload("App", "web", "2026-01-01T00:00:00Z", gone);
-    assert!(table(&cluster(&[], &[app], &[])).is_empty());
+    assert!(table(cluster(&[], &[app], &[])).is_empty());
+}
+
+fn web(changes: Value) -> App {
+    serde_json::from_value(workload("App", "web", "2026-01-01T00:00:00Z", changes)).unwrap()
+}
+
+fn slice_of(addresses: &[(&str, bool)]) -> k8s_openapi::api::discovery::v1::EndpointSlice {
+    serde_json::from_value(slice("web", addresses)).unwrap()
+}
+
+#[test]
+fn what_does_not_change_a_route_makes_no_table() {
+    let mut cluster = cluster(&[], &[], &[]);
+    assert!(cluster.next().is_some());
+    assert!(cluster.next().is_none(), "nothing happened");
+    cluster.apply(Change::App(Event::Apply(web(json!({})))));
+    assert_eq!(cluster.next().unwrap().len(), 1);
+    let activity = json!({"status": {"lastActivity": {
+        "at": "2026-01-01T00:00:00Z", "who": "alice", "how": "Http", "what": "open a page"}}});
+    let active = json!({"metadata": {"resourceVersion": "9"}, "status": {"phase": "Running"}});
+    cluster.apply(Change::App(Event::Apply(web(active.clone()))));
+    assert!(cluster.next().is_some());
+    let mut again = active;
+    json_patch(&mut again, activity);
+    cluster.apply(Change::App(Event::Apply(web(again))));
+    assert!(cluster.next().is_none());
+}
+
+#[test]
+fn each_change_is_seen_and_older_tables_stay_as_they_were() {
+    let running = json!({"status": {"phase": "Running"}});
+    let alice = identity("alice", &[]);
+    let ready = |table: &RouteTable| match authorize(table, &alice, HOST)?.readiness() {
+        Readiness::Ready(addresses) => Some(addresses.len()),
+        _ => Some(0),
+    };
+    let mut cluster = cluster(&[], &[], &[]);
+    let empty = cluster.next().unwrap();
+    cluster.apply(Change::App(Event::Apply(web(running.clone()))));
+    let without_pods = cluster.next().unwrap();
+    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[("10.0.0.1", true)]))));
+    let one = cluster.next().unwrap();
+    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[
+        ("10.0.0.1", true),
+        ("10.0.0.2", true),
+    ]))));
+    let two = cluster.next().unwrap();
+    cluster.apply(Change::Endpoints(Event::Delete(slice_of(&[]))));
+    let none = cluster.next().unwrap();
+    cluster.apply(Change::App(Event::Delete(web(running))));
+    let gone = cluster.next().unwrap();
+    let seen: Vec<_> = [&empty, &without_pods, &one, &two, &none, &gone].map(ready).into();
+    assert_eq!(seen, [None, Some(0), Some(1), Some(2), Some(0), None]);
+}
+
+#[test]
+fn what_is_open_at_a_pod_is_counted_across_tables() {
+    let running = json!({"status": {"phase": "Running"}});
+    let slices = [slice("web", &[("10.0.0.1", true)])];
+    let app = workload("App", "web", "2026-01-01T00:00:00Z", running);
+    let mut cluster = cluster(&[], &[app], &slices);
+    let outstanding = |table: &RouteTable| {
+        let grant = authorize(table, &identity("alice", &[]), HOST).unwrap();
+        grant.endpoints()[0].load().outstanding()
+    };
+    let first = cluster.next().unwrap();
+    let grant = authorize(&first, &identity("alice", &[]), HOST).unwrap();
+    let open = grant.endpoints()[0].load().begin(Duration::ZERO);
+    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[
+        ("10.0.0.1", true),
+        ("10.0.0.2", true),
+    ]))));
+    let second = cluster.next().unwrap();
+    assert_eq!(outstanding(&second), 1);
+    drop(open);
+    assert_eq!(outstanding(&second), 0);
+}
+
+#[test]
+fn terminating_pods_drain_and_a_members_change_reaches_every_route_of_the_project() {
+    let shared = json!({"spec": {"sharing": {"project": true}}, "status": {"phase": "Running"}});
+    let app = workload("App", "web", "2026-01-01T00:00:00Z", shared);
+    let mut slice = slice("web", &[("10.0.0.1", false), ("10.0.0.2", true), ("10.0.0.3", false)]);
+    slice["endpoints"][0]["conditions"] =
+        json!({"ready": false, "serving": true, "terminating": true});
+    let mut cluster = cluster(&[], &[app], &[slice]);
+    let table = cluster.next().unwrap();
+    let grant = authorize(&table, &identity("bob", &[]), HOST).unwrap();
+    let ready: Vec<_> =
+        grant.endpoints().iter().map(|e| (e.address().to_string(), e.is_ready())).collect();
+    let expected = [("10.0.0.1:8080", false), ("10.0.0.2:8080", true)];
+    assert_eq!(ready, expected.map(|(address, ready)| (address.to_owned(), ready)));
+    let project = json!({"apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
+        "metadata": {"name": "team"}, "spec": {"members": []}});
+    cluster.apply(Change::Project(Event::Apply(serde_json::from_value(project).unwrap())));
+    assert!(authorize(&cluster.next().unwrap(), &identity("bob", &[]), HOST).is_none());
 }
