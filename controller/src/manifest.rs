@@ -182,6 +182,9 @@ pub fn deployment(app: &App, awake: bool, config: &Config) -> Value {
     container["volumeMounts"] = json!(mounts);
     container["ports"] = json!([{"name": "http", "containerPort": spec.port}]);
     container["readinessProbe"] = probe(spec.probe.as_ref().map(|probe| probe.path.as_str()));
+    if spec.probe.is_some() && spec.app_protocol == AppProtocol::Https {
+        container["readinessProbe"]["httpGet"]["scheme"] = json!("HTTPS");
+    }
     let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
@@ -324,9 +327,15 @@ mod tests {
         let app: App = serde_json::from_value(json!({
             "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
             "metadata": {"name": "web", "namespace": "alice", "uid": "u2"},
-            "spec": {"owner": "alice", "image": "web", "probe": {"path": "/health"}},
+            "spec": {
+                "owner": "alice", "image": "web", "probe": {"path": "/health"},
+                "appProtocol": "https",
+            },
         }))
         .unwrap();
+        let pod = &deployment(&app, true, &config())["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"], "HTTPS");
+        assert_eq!(service(&app)["spec"]["ports"][0]["appProtocol"], "https");
         typed::<Deployment>(&deployment(&app, true, &config()));
         typed::<Service>(&service(&app));
     }
