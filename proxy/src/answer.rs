@@ -5,7 +5,13 @@ use domain::workload::WorkloadRef;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::{gate::head::Audience, pages};
+use crate::{
+    gate::{
+        head::Audience,
+        limits::{Exceeded, Scope},
+    },
+    pages,
+};
 
 /// A response of our own, not yet written by an engine.
 #[derive(Debug)]
@@ -87,6 +93,12 @@ pub enum Refusal {
     /// Held as long as allowed.
     StillStarting(WorkloadRef),
     TooManyHeld,
+    /// More than somebody's share.
+    TooMany(Exceeded),
+    /// The request's body is longer than this, in bytes.
+    BodyTooLarge(u64),
+    /// The request's body does not come.
+    BodyTooSlow,
     Unreachable,
     /// The upstream broke off or spoke nonsense.
     BadGateway,
@@ -118,6 +130,10 @@ impl Refusal {
             Self::Asleep(_) => "asleep",
             Self::StillStarting(_) => "still-starting",
             Self::TooManyHeld => "too-many-held",
+            Self::TooMany(Exceeded::Rate { .. }) => "rate",
+            Self::TooMany(Exceeded::Concurrent { .. }) => "concurrency",
+            Self::BodyTooLarge(_) => "body-too-large",
+            Self::BodyTooSlow => "body-too-slow",
             Self::Unreachable => "unreachable",
             Self::BadGateway => "bad-gateway",
             Self::ShuttingDown => "shutting-down",
@@ -212,6 +228,32 @@ impl Refusal {
                     .to_owned(),
                 Some(10),
             ),
+            Self::TooMany(exceeded) => {
+                let whose = match exceeded.scope() {
+                    Scope::Person => "you",
+                    Scope::Token => "this token",
+                    Scope::Route => "this program",
+                    Scope::Address | Scope::Connection => "this address without signing in",
+                };
+                let wait = exceeded.retry_after();
+                let detail = match exceeded {
+                    Exceeded::Rate { .. } => format!("That was more than the share of {whose}. Try again in {wait} s."),
+                    Exceeded::Concurrent { most, .. } => format!("The share of {whose} is {most} at a time. Try again when one has ended."),
+                };
+                words(429, "Too many requests", detail, Some(wait))
+            }
+            Self::BodyTooLarge(most) => words(
+                413,
+                "Too large",
+                format!("At most {most} bytes are taken here. Send less, or ask the owner of the program for more."),
+                None,
+            ),
+            Self::BodyTooSlow => words(
+                408,
+                "Request timeout",
+                "The request's body did not come in time. Send it again.".to_owned(),
+                None,
+            ),
             Self::Unreachable => words(
                 502,
                 "Not reachable",
@@ -262,7 +304,11 @@ impl Refusal {
                 answer =
                     answer.with("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned());
             }
-            Self::BadRequest(_) | Self::HeadTooLarge => answer.close = true,
+            Self::TooMany(exceeded) => answer.headers.extend(exceeded.fields()),
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::BodyTooLarge(_)
+            | Self::BodyTooSlow => answer.close = true,
             _ => {}
         }
         answer

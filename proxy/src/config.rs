@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use crate::gate::limits::Share;
+
 /// Settings of the HTTP gateway.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +101,20 @@ pub struct Limits {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub stall_timeout: Duration,
+    /// Each signed-in person, on all hosts together.
+    pub person: Share,
+    /// Each session and each token, on all hosts together.
+    pub token: Share,
+    /// Each workload, so far as it says nothing else itself.
+    pub route: Share,
+    /// Whoever is not signed in, by address (IPv6: by /64), also on the way to signing in.
+    pub stranger: Share,
+    /// The same, by connection: so that one program behind a shared address leaves room for others.
+    pub stranger_connection: Share,
+    /// How long the body of a request by somebody who is not signed in may take.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub stranger_body: Duration,
 }
 
 impl Default for Limits {
@@ -112,6 +128,12 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(3 * 3600),
+            person: Share::default(),
+            token: Share::default(),
+            route: Share::default(),
+            stranger: Share::default(),
+            stranger_connection: Share::default(),
+            stranger_body: Duration::from_secs(30),
         }
     }
 }

@@ -24,13 +24,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
-use runtime::{jwks::JwksFollower, revocations::Revocations, secret, service::Context};
+use runtime::{handover, jwks::JwksFollower, revocations::Revocations, secret, service::Context};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, Limits, PlainConfig, SystemAccess, SystemHost};
+pub use config::{Config, Limits, PlainConfig, Share, SystemAccess, SystemHost};
 pub use tls::{Certificates, Tls, config as tls_config};
 
 use crate::{
@@ -98,7 +99,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             sessions,
             audit: ctx.audit.for_service("proxy"),
             metrics: metrics.clone(),
-            shutdown: ctx.shutdown.clone(),
+            going: CancellationToken::new(),
         },
     ));
     let redirecting = start_redirect(redirect, &config, &tls, &metrics, &ctx)?;
@@ -106,7 +107,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         let gate = gate.clone();
         async move { gate.follow_rights().await }
     });
-    let engine = engine::new(gate.clone(), config.limits.stall_timeout);
+    let engine = engine::new(gate.clone(), &config.limits);
     let (front, stop) = Front::new(
         &config,
         gate,
@@ -115,6 +116,11 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         TrustedHops::new(hops),
         ctx.shutdown.clone(),
     );
+    // Who hands over to us serves until then.
+    tokio::select! {
+        () = handover::until_well(&ctx.health) => {}
+        () = ctx.shutdown.cancelled() => {}
+    }
     Arc::new(front).run(listeners, stop).await;
     if let Some(redirecting) = redirecting {
         let _ = redirecting.await;

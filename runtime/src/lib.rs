@@ -5,6 +5,7 @@
 pub mod activity;
 pub mod admin;
 pub mod audit;
+pub mod handover;
 pub mod health;
 pub mod http;
 pub mod jwks;

@@ -30,6 +30,7 @@ use kube::{
 use runtime::{
     admin,
     audit::Audit,
+    handover,
     health::Health,
     jwks::{self, JwksFollower},
     revocations::{self, Feed, Revocations},
@@ -139,8 +140,8 @@ pub async fn kube_client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     Client::try_from(kube_config(kubeconfig).await?).context("the API server cannot be used")
 }
 
-pub async fn listen(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+pub async fn listen(address: SocketAddr, setting: &'static str) -> anyhow::Result<TcpListener> {
+    handover::listen(address, setting).await.with_context(|| {
         format!("cannot listen on {address}; is it in use? Choose another with {setting}")
     })
 }
@@ -155,6 +156,7 @@ pub fn start(service: &str, audit_file: Option<&Path>) -> anyhow::Result<Context
     };
     let shutdown = CancellationToken::new();
     runtime::shutdown::on_signals(shutdown.clone()).context("signals cannot be handled")?;
+    handover::begin(shutdown.clone()).context("signals cannot be handled")?;
     Ok(Context { registry: prometheus::Registry::new(), audit, health: Health::new(), shutdown })
 }
 
@@ -210,6 +212,8 @@ where
     tasks.spawn(service);
     let admin_ctx = ctx.clone();
     tasks.spawn(async move {
+        handover::until_well(&admin_ctx.health).await;
+        handover::ready();
         admin::serve(admin, admin_ctx, extra).await.context("the admin port failed")
     });
     let mut first_error = Ok(());

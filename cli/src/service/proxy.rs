@@ -10,6 +10,7 @@ use proxy::{Certificates, Tls, tls_config::TlsConfig};
 use runtime::{service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
 
@@ -114,11 +115,14 @@ impl Parts {
         self,
         ctx: &Context,
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
+        // Keys, routes and revocations are followed until the last request has ended.
+        let behind = Context { shutdown: CancellationToken::new(), ..ctx.clone() };
+        let until_served = behind.shutdown.clone().drop_guard();
         let http = self.issuer.http().context("issuer")?;
-        let (verifier, jwks) = self.issuer.verifier(&http, ctx)?;
+        let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
-        let revocations = self.issuer.revocations(id, secret, &http, ctx)?;
-        let gateway = gateway(self.client, &self.config.base_domain, ctx);
+        let revocations = self.issuer.revocations(id, secret, &http, &behind)?;
+        let gateway = gateway(self.client, &self.config.base_domain, &behind);
         let inputs = proxy::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,
@@ -130,7 +134,12 @@ impl Parts {
             listener: self.listener,
             plain: self.plain,
         };
-        Ok((proxy::serve(self.config, inputs, ctx.clone()), gateway.activity))
+        let serving = proxy::serve(self.config, inputs, ctx.clone());
+        let serving = async move {
+            let _until_served = until_served;
+            serving.await
+        };
+        Ok((serving, gateway.activity))
     }
 }
 

@@ -3,11 +3,7 @@
 mod answer;
 mod peer;
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -26,7 +22,11 @@ use tokio::time::Instant;
 use crate::{
     access_log,
     answer::Refusal,
-    front::{chunked::Malformed, head::NO_SUCH_EXPECTATION},
+    config,
+    front::{
+        chunked::Malformed,
+        head::{FIELDS_MAX, NO_SUCH_EXPECTATION},
+    },
     gate::{
         Admitted, Gate, Verdict,
         head::{Audience, Field, Head},
@@ -43,23 +43,27 @@ const TRIES_MAX: usize = 128;
 /// An HTTP/2 connection without a request is closed after this.
 const H2_IDLE: Duration = Duration::from_secs(300);
 
+const TOO_LARGE: ErrorType = ErrorType::HTTPStatus(413);
+const TOO_SLOW: ErrorType = ErrorType::HTTPStatus(408);
+
 pub struct Engine {
     gate: Arc<Gate>,
     stall_timeout: Duration,
 }
 
-pub fn new(gate: Arc<Gate>, stall_timeout: Duration) -> Arc<HttpProxy<Engine>> {
+pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<HttpProxy<Engine>> {
     let conf = Arc::new(ServerConf {
         upstream_keepalive_pool_size: POOL_SIZE,
         max_retries: TRIES_MAX,
         ..ServerConf::default()
     });
-    let mut proxy = http_proxy(&conf, Engine { gate, stall_timeout });
+    let mut proxy = http_proxy(&conf, Engine { gate, stall_timeout: limits.stall_timeout });
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(250);
+    h2.max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX));
     // A fair start for uploads; the default of 64 KiB makes them slow over distance.
     h2.initial_window_size(1 << 20).initial_connection_window_size(4 << 20);
     proxy.h2_options = Some(h2);
@@ -77,6 +81,8 @@ pub struct Exchange {
     give_up_at: Option<Instant>,
     /// When it was last seen that the exchange may go on.
     checked: Instant,
+    /// Bytes of the request's body so far.
+    body: u64,
 }
 
 /// The parts of pingora's request that a [`Head`] borrows.
@@ -109,6 +115,9 @@ impl<'a> Borrowed<'a> {
         if expectations.next().is_some_and(|value| !plain(value)) || expectations.next().is_some() {
             return Err(bad(NO_SUCH_EXPECTATION));
         }
+        if request.headers.len() > FIELDS_MAX {
+            return Err(Refusal::HeadTooLarge);
+        }
         let fields = request
             .headers
             .iter()
@@ -123,9 +132,9 @@ impl<'a> Borrowed<'a> {
     }
 }
 
-fn client_ip(session: &Session) -> IpAddr {
+fn client(session: &Session) -> SocketAddr {
     let address = session.client_addr().and_then(|address| address.as_inet());
-    address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
+    address.copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
 /// Whether reading failed because of what the client sent, and not because it left.
@@ -142,7 +151,7 @@ impl Engine {
     /// Asks the gate. `None` when the client has left while its request was held: it gives its place
     /// back, and nothing is done in its name afterwards.
     async fn admit(&self, session: &mut Session, ctx: &mut Exchange) -> Option<Verdict> {
-        let (from, now) = (client_ip(session), Timestamp::now());
+        let (from, now) = (client(session), Timestamp::now());
         // Only without a body can the end of the stream be told from what belongs to the request.
         let has_body = !session.is_body_empty();
         {
@@ -185,6 +194,7 @@ impl ProxyHttp for Engine {
             picked: None,
             give_up_at: None,
             checked: Instant::now(),
+            body: 0,
         }
     }
 
@@ -195,6 +205,10 @@ impl ProxyHttp for Engine {
         })?;
         match verdict {
             Verdict::Forward(admitted) => {
+                if let Some(time) = admitted.held.body_time {
+                    session.set_read_timeout(Some(time));
+                    session.set_write_timeout(Some(time));
+                }
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -256,6 +270,26 @@ impl ProxyHttp for Engine {
         Ok(())
     }
 
+    /// Cuts a body that did not say how long it is, or takes too long.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<bytes::Bytes>,
+        end: bool,
+        ctx: &mut Exchange,
+    ) -> Result<()> {
+        let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        ctx.body += body.as_ref().map_or(0, |part| part.len() as u64);
+        let held = &admitted.held;
+        if held.body_max.is_some_and(|most| ctx.body > most) {
+            return Err(Error::explain(TOO_LARGE, "the body is too long").into_down());
+        }
+        if !end && held.body_time.is_some_and(|time| ctx.started.elapsed() > time) {
+            return Err(Error::explain(TOO_SLOW, "the body takes too long").into_down());
+        }
+        Ok(())
+    }
+
     async fn response_filter(
         &self,
         _session: &mut Session,
@@ -281,8 +315,11 @@ impl ProxyHttp for Engine {
         }
         // Informational answers carry no cookies.
         if !response.status.is_informational() {
-            for cookie in admitted.set_cookies.iter().chain(&sticky) {
-                response.append_header(header::SET_COOKIE, cookie.as_str())?;
+            for (name, value) in admitted.answer_fields() {
+                response.append_header(name, value)?;
+            }
+            if let Some(cookie) = sticky {
+                response.append_header(header::SET_COOKIE, cookie)?;
             }
         }
         Ok(())
@@ -370,6 +407,13 @@ impl ProxyHttp for Engine {
             (ErrorSource::Downstream, ErrorType::ReadError) if is_malformed(e) => {
                 Some(Refusal::BadRequest("The chunked body is malformed"))
             }
+            (_, &TOO_LARGE) => {
+                let most = ctx.admitted.as_ref().and_then(|admitted| admitted.held.body_max);
+                Some(Refusal::BodyTooLarge(most.unwrap_or(0)))
+            }
+            (_, &TOO_SLOW) | (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
+                Some(Refusal::BodyTooSlow)
+            }
             (
                 ErrorSource::Downstream,
                 ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed,
@@ -406,7 +450,7 @@ impl ProxyHttp for Engine {
         let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
         let path = String::from_utf8_lossy(request.raw_path());
         access_log::Line {
-            from: client_ip(session),
+            from: client(session).ip().to_canonical(),
             method: request.method.as_str(),
             host: host.unwrap_or_default(),
             path: path.split('?').next().unwrap_or_default(),

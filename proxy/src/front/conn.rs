@@ -76,6 +76,11 @@ impl Conn {
         self.client.ip().to_canonical()
     }
 
+    /// The same with the port, which is 0 where a hop in front of us has the connection.
+    pub fn client_socket(&self) -> SocketAddr {
+        self.client
+    }
+
     /// Sets who sends the next request.
     pub fn set_client(&mut self, client: IpAddr) {
         if self.client.ip() != client {

@@ -134,7 +134,7 @@ async fn next_head(
     if conn.ahead().is_empty() {
         let first = tokio::select! {
             first = timeout(limits.keep_alive, conn.read_ahead()) => first,
-            () = front.stopping.cancelled() => return Err(NoNext::Over),
+            () = front.idle_over() => return Err(NoNext::Over),
         };
         if !matches!(first, Ok(Ok(true))) {
             return Err(NoNext::Over);

@@ -91,7 +91,7 @@ impl Drop for Permit {
 }
 
 /// One customer holds a whole IPv6 /64, and an IPv4 address may come mapped.
-fn share(address: IpAddr) -> IpAddr {
+pub fn share(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let network = v6.to_bits() & !u128::from(u64::MAX);

@@ -30,6 +30,9 @@ pub use write::write_answer;
 
 /// After the grace: for Close frames to be answered and last bytes to leave.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// After being asked to stop: for the next request of a connection that has none, at most half the
+/// grace.
+const IDLE_GRACE: Duration = Duration::from_secs(5);
 
 /// What every connection needs.
 pub struct Front {
@@ -90,6 +93,7 @@ impl Front {
         let (stop, stopping_watch) = watch::channel(false);
         let front = Self {
             metrics: gate.metrics.clone(),
+            going: gate.going.clone(),
             gate,
             engine,
             tls,
@@ -98,7 +102,6 @@ impl Front {
             limits,
             stopping,
             stopping_watch,
-            going: CancellationToken::new(),
             drain_grace: config.drain_grace,
         };
         (front, stop)
@@ -163,6 +166,13 @@ impl Front {
             () = self.cut() => {}
         }
         self.metrics.connections.dec();
+    }
+
+    /// Resolves when a connection that waits for its next request has to go. Not at once: the request
+    /// may be on its way, and is answered with `Connection: close`.
+    pub(crate) async fn idle_over(&self) {
+        self.stopping.cancelled().await;
+        sleep(IDLE_GRACE.min(self.drain_grace / 2)).await;
     }
 
     /// Resolves when even the last words must have been said.

@@ -41,6 +41,12 @@ pub(super) enum Unidentified {
     Bad(String),
 }
 
+impl Unidentified {
+    pub fn sign_in_helps(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Session(_))
+    }
+}
+
 impl Gate {
     pub(super) async fn identify(
         &self,

@@ -6,6 +6,7 @@ pub mod credential;
 pub mod head;
 pub mod host;
 mod identify;
+pub mod limits;
 pub mod live;
 pub mod origin;
 mod own;
@@ -20,6 +21,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use domain::{
@@ -44,6 +46,7 @@ use self::{
     head::{Audience, Head},
     host::Host,
     identify::{SignedIn, Unidentified, Via},
+    limits::{Errand, Held, Limits},
     live::Live,
     scrub::Trust,
     wake::{Holds, Waker},
@@ -66,6 +69,7 @@ pub struct Gate {
     routes: watch::Receiver<Arc<RouteTable>>,
     waker: Arc<Waker>,
     holds: Holds,
+    limits: Limits,
     verifier: Arc<Verifier>,
     jwks: JwksFollower,
     revocations: Revocations,
@@ -78,7 +82,8 @@ pub struct Gate {
     /// The second in which a bad credential was last written to the audit log.
     refused_second: AtomicI64,
     pub(crate) metrics: Metrics,
-    shutdown: CancellationToken,
+    /// The grace after being asked to stop is over.
+    pub(crate) going: CancellationToken,
 }
 
 /// What the gate is made of, besides its settings.
@@ -91,7 +96,7 @@ pub struct Parts {
     pub sessions: Sessions,
     pub audit: Audit,
     pub metrics: Metrics,
-    pub shutdown: CancellationToken,
+    pub going: CancellationToken,
 }
 
 pub enum Verdict {
@@ -124,6 +129,28 @@ pub struct Admitted {
     pub user: Option<String>,
     /// The pod that a browser has been using, by its cookie.
     pub sticky: Option<sticky::Tag>,
+    /// What it counts against, and is held to.
+    pub held: Held,
+    /// A stream of server-sent events that is silent for this long is kept alive.
+    pub keep_alive: Option<Duration>,
+}
+
+impl Admitted {
+    /// What the answer says besides what the upstream does.
+    pub fn answer_fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let cookies = self.set_cookies.iter().map(|cookie| ("Set-Cookie", cookie.as_str()));
+        cookies.chain(self.held.fields.iter().map(|(name, value)| (*name, value.as_str())))
+    }
+}
+
+/// One request of somebody who is signed in.
+struct Asked<'a> {
+    signed_in: SignedIn,
+    own: own::Own,
+    head: &'a Head<'a>,
+    host: &'a str,
+    from: IpAddr,
+    held: Held,
 }
 
 impl Gate {
@@ -136,6 +163,7 @@ impl Gate {
             external_port: config.external_port,
             system_hosts,
             waker: Arc::new(Waker::new(parts.wake, parts.metrics.clone())),
+            limits: Limits::new(limits),
             holds: Holds::new(limits.held, limits.held_per_workload, parts.metrics.clone()),
             routes: parts.routes,
             verifier: parts.verifier,
@@ -149,17 +177,17 @@ impl Gate {
             audit: parts.audit,
             refused_second: AtomicI64::new(0),
             metrics: parts.metrics,
-            shutdown: parts.shutdown,
+            going: parts.going,
         }
     }
 
     /// Decides on a request. Waits only for a workload to wake, for an expired session to be renewed
     /// or for a sign-in to be finished, each with a deadline.
-    pub async fn admit(&self, head: &Head<'_>, from: IpAddr, now: Timestamp) -> Verdict {
+    pub async fn admit(&self, head: &Head<'_>, from: SocketAddr, now: Timestamp) -> Verdict {
         let decided = tokio::select! {
             biased;
             decided = self.decide(head, from, now) => decided,
-            () = self.shutdown.cancelled() => Err(Refusal::ShuttingDown),
+            () = self.going.cancelled() => Err(Refusal::ShuttingDown),
         };
         decided.unwrap_or_else(|refusal| {
             self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
@@ -170,15 +198,19 @@ impl Gate {
     async fn decide(
         &self,
         head: &Head<'_>,
-        from: IpAddr,
+        client: SocketAddr,
         now: Timestamp,
     ) -> Result<Verdict, Refusal> {
+        let from = client.ip().to_canonical();
         if matches!(head.method, "CONNECT" | "TRACE") {
             return Err(Refusal::MethodNotAllowed);
         }
         let host = match host::parse(head.authority, &self.base_domain) {
             Ok(Host::Ours(host)) => host,
-            Ok(Host::Foreign) => return Err(Refusal::NotFound),
+            Ok(Host::Foreign) => {
+                self.limits.stranger(Errand::Other, client, now)?;
+                return Err(Refusal::NotFound);
+            }
             Err(_) => return Err(Refusal::BadRequest("The Host header is malformed")),
         };
         let system = self.system_hosts.get(&host);
@@ -187,11 +219,21 @@ impl Gate {
                 return Err(Refusal::NotFound);
             }
             if system.access == SystemAccess::Open {
-                return Ok(self.to_service(system, None, head, &host, from));
+                let held = self.limits.stranger(Errand::SignIn, client, now)?;
+                return self.to_service(system, None, head, &host, from, held);
             }
         }
         let own = own::Own::of(head.path());
         let identified = self.identify(head, now).await;
+        let held = match &identified {
+            Ok(signed_in) => self.limits.person(&signed_in.identity, now)?,
+            Err(unidentified) => {
+                let signing_in = own == own::Own::Callback
+                    || unidentified.sign_in_helps() && head.audience() == Audience::Navigation;
+                let errand = if signing_in { Errand::SignIn } else { Errand::Other };
+                self.limits.stranger(errand, client, now)?
+            }
+        };
         if let Some(answer) =
             self.own_before_sign_in(own, head, &host, &identified, from, now).await
         {
@@ -203,12 +245,13 @@ impl Gate {
         };
         if let Some(system) = system {
             return match own {
-                own::Own::No => Ok(self.to_service(system, Some(signed_in), head, &host, from)),
+                own::Own::No => self.to_service(system, Some(signed_in), head, &host, from, held),
                 own::Own::WhoAmI => Ok(Verdict::Answer(own::who_am_i(&signed_in, None))),
                 _ => Err(Refusal::NotFound),
             };
         }
-        self.to_workload(signed_in, own, head, &host, from, now).await
+        let asked = Asked { signed_in, own, head, host: &host, from, held };
+        self.to_workload(asked, now).await
     }
 
     /// Nobody we know: a navigation signs in, everything else is told how to.
@@ -241,11 +284,7 @@ impl Gate {
 
     async fn to_workload(
         &self,
-        signed_in: SignedIn,
-        own: own::Own,
-        head: &Head<'_>,
-        host: &str,
-        from: IpAddr,
+        Asked { signed_in, own, head, host, from, mut held }: Asked<'_>,
         now: Timestamp,
     ) -> Result<Verdict, Refusal> {
         let table = self.routes.borrow().clone();
@@ -283,6 +322,8 @@ impl Gate {
             return Err(Refusal::CrossOrigin);
         }
 
+        self.limits.route(&grant, &mut held, now)?;
+        held.check_length(head)?;
         let mut guard = grant.begin(match audience {
             Audience::Upgrade => How::WebSocket,
             _ => How::Http,
@@ -314,6 +355,8 @@ impl Gate {
             set_cookies: signed_in.cookies,
             guard: Some(guard),
             user: Some(signed_in.identity.user.as_str().to_owned()),
+            held,
+            keep_alive: grant.traffic().keep_alive,
             sticky: grant.routing().sticky.then(|| sticky::read(head)).flatten(),
             destination: Destination::Workload(grant),
         })))
@@ -326,7 +369,9 @@ impl Gate {
         head: &Head<'_>,
         host: &str,
         from: IpAddr,
-    ) -> Verdict {
+        held: Held,
+    ) -> Result<Verdict, Refusal> {
+        held.check_length(head)?;
         let mut headers = self.forwarded(head, from);
         let mut admitted = Admitted {
             destination: Destination::Service { name: host.to_owned(), address: system.upstream },
@@ -336,6 +381,8 @@ impl Gate {
             guard: None,
             user: None,
             sticky: None,
+            held,
+            keep_alive: None,
         };
         if let Some(signed_in) = signed_in {
             headers.push(("Authorization", format!("Bearer {}", signed_in.token)));
@@ -344,7 +391,7 @@ impl Gate {
             admitted.user = Some(signed_in.identity.user.as_str().to_owned());
         }
         admitted.headers = headers;
-        Verdict::Forward(Box::new(admitted))
+        Ok(Verdict::Forward(Box::new(admitted)))
     }
 
     /// No outsider is believed: we say what we saw ourselves.

@@ -135,7 +135,7 @@ impl Gate {
         let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
         let (events, body) = mpsc::channel::<Bytes>(8);
         let mut routes = self.routes.clone();
-        let (waker, shutdown) = (self.waker.clone(), self.shutdown.clone());
+        let (waker, going) = (self.waker.clone(), self.going.clone());
         let end = Instant::now() + EVENTS_MAX;
         let story = async move {
             let _place = place;
@@ -173,7 +173,7 @@ impl Gate {
         tokio::spawn(async move {
             tokio::select! {
                 () = story => {}
-                () = shutdown.cancelled() => {}
+                () = going.cancelled() => {}
             }
         });
         let mut answer = Answer::new(200, "text/event-stream", "")

@@ -32,6 +32,7 @@ use crate::{
     gate::{
         Admitted, Destination, Gate, Verdict,
         head::{Audience, Head},
+        limits::Held,
         live::Presence,
         scrub::{Scrub, Trust},
     },
@@ -61,6 +62,8 @@ struct Asked {
     started: Instant,
     /// Until the right to the workload is lost.
     presence: Option<Presence>,
+    /// What the stream counts against for as long as it is open.
+    held: Held,
     /// Counts at the pod for as long as the tunnel is open.
     outstanding: Option<Outstanding>,
 }
@@ -109,10 +112,12 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         user: None,
         started: Instant::now(),
         presence: None,
+        held: Held::default(),
         outstanding: None,
     };
+    let client = conn.client_socket();
     let verdict = tokio::select! {
-        verdict = front.gate.admit(&head, asked.from, Timestamp::now()) => verdict,
+        verdict = front.gate.admit(&head, client, Timestamp::now()) => verdict,
         // A client that gives up waiting gives its place back.
         () = conn.closed() => return Handshake::Over,
     };
@@ -125,6 +130,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         Verdict::Forward(admitted) => admitted,
     };
     asked.user = admitted.user.take();
+    asked.held = std::mem::take(&mut admitted.held);
     let dialled = async {
         let (mut upstream, mut picked) = connect(&front.gate, &admitted).await?;
         let exchanged = async {

@@ -6,6 +6,7 @@ mod forwarding;
 mod front;
 mod http2;
 mod issuer;
+mod limits;
 mod sign_in;
 mod strictness;
 mod upstream;
