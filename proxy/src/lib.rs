@@ -99,6 +99,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             sessions,
             audit: ctx.audit.for_service("proxy"),
             metrics: metrics.clone(),
+            hsts: tls.hsts.clone(),
             going: CancellationToken::new(),
         },
     ));

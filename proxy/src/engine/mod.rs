@@ -315,6 +315,10 @@ impl ProxyHttp for Engine {
         }
         // Informational answers carry no cookies.
         if !response.status.is_informational() {
+            // A workload's own word would be about the whole host, which is ours.
+            if let Some(hsts) = &self.gate.hsts {
+                response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+            }
             for (name, value) in admitted.answer_fields() {
                 response.append_header(name, value)?;
             }

@@ -32,6 +32,7 @@ use domain::{
     token::Verifier,
     wake::WakeRequest,
 };
+use http::HeaderValue;
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
 use runtime::{
@@ -82,6 +83,9 @@ pub struct Gate {
     /// The second in which a bad credential was last written to the audit log.
     refused_second: AtomicI64,
     pub(crate) metrics: Metrics,
+    /// What every answer says of HTTPS: `Strict-Transport-Security` (RFC 6797). Without
+    /// `includeSubDomains`, since below a host of ours there is nothing.
+    pub(crate) hsts: Option<HeaderValue>,
     /// The grace after being asked to stop is over.
     pub(crate) going: CancellationToken,
 }
@@ -96,6 +100,7 @@ pub struct Parts {
     pub sessions: Sessions,
     pub audit: Audit,
     pub metrics: Metrics,
+    pub hsts: Option<HeaderValue>,
     pub going: CancellationToken,
 }
 
@@ -177,6 +182,7 @@ impl Gate {
             audit: parts.audit,
             refused_second: AtomicI64::new(0),
             metrics: parts.metrics,
+            hsts: parts.hsts,
             going: parts.going,
         }
     }
@@ -189,10 +195,22 @@ impl Gate {
             decided = self.decide(head, from, now) => decided,
             () = self.going.cancelled() => Err(Refusal::ShuttingDown),
         };
-        decided.unwrap_or_else(|refusal| {
+        let verdict = decided.unwrap_or_else(|refusal| {
             self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
             Verdict::Answer(refusal.answer(head.audience()))
-        })
+        });
+        match verdict {
+            Verdict::Answer(answer) => Verdict::Answer(self.over_tls(answer)),
+            forward => forward,
+        }
+    }
+
+    /// An answer of ours says for how long to come by HTTPS only.
+    pub fn over_tls(&self, answer: Answer) -> Answer {
+        match self.hsts.as_ref().and_then(|hsts| hsts.to_str().ok()) {
+            Some(hsts) => answer.with("Strict-Transport-Security", hsts.to_owned()),
+            None => answer,
+        }
     }
 
     async fn decide(

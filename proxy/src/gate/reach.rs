@@ -126,7 +126,7 @@ impl Gate {
                 None => Refusal::NotFound,
                 Some(grant) => match self.progress(&grant, true) {
                     Ok(Some(progress)) if audience == Audience::Navigation => {
-                        return waiting(&grant, &progress);
+                        return self.over_tls(waiting(&grant, &progress));
                     }
                     Ok(Some(_)) => Refusal::StillStarting(grant.workload().clone()),
                     Ok(None) => Refusal::Unreachable,
@@ -135,7 +135,7 @@ impl Gate {
             },
         };
         self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-        refusal.answer(audience)
+        self.over_tls(refusal.answer(audience))
     }
 }
 

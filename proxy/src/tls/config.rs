@@ -19,6 +19,10 @@ pub struct TlsConfig {
     /// A folder of certificates: `NAME.pem` with chain and key, `NAME.crt` with `NAME.key`, or a
     /// folder `NAME` with `tls.crt` and `tls.key`.
     pub directory: Option<PathBuf>,
+    /// How often files are looked at for changes.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub look_every: Duration,
     pub profile: Profile,
     /// How long browsers are told to come by HTTPS only (`Strict-Transport-Security`); `0s` says
     /// nothing.
@@ -36,6 +40,7 @@ impl Default for TlsConfig {
             key_file: None,
             certificates: Vec::new(),
             directory: None,
+            look_every: Duration::from_secs(10),
             profile: Profile::default(),
             hsts: Duration::from_secs(365 * 24 * 3600),
             acme: None,

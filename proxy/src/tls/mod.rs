@@ -15,6 +15,7 @@ use domain::{
     certificate::{Pair, Pairs},
     route::RouteTable,
 };
+use http::HeaderValue;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use runtime::service::Context;
@@ -39,9 +40,6 @@ use self::{
     store::Store,
 };
 
-/// How often files are looked at. Folders that Kubernetes mounts tell no watcher of their changes
-/// in a way that can be relied on, and a certificate is changed weeks before it ends.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often it is asked which certificates have expired.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -73,7 +71,7 @@ pub struct Running {
     pub acceptor: Acceptor,
     pub challenges: Option<Challenges>,
     /// The field's value for answers over TLS.
-    pub hsts: Option<String>,
+    pub hsts: Option<HeaderValue>,
     _tasks: JoinSet<()>,
 }
 
@@ -125,13 +123,14 @@ pub async fn start(
 
     let files = start_files(&config, &provider, &store, &report).await?;
     if let Some(files) = files {
-        tasks.spawn(follow_files(files, store.clone(), report.clone()));
+        tasks.spawn(follow_files(files, config.look_every, store.clone(), report.clone()));
     }
     let acme = match config.acme.clone() {
         Some(acme) => {
             let parts = acme::Parts {
                 names,
                 has_redirect,
+                look_every: config.look_every,
                 provider: provider.clone(),
                 routes,
                 store: store.clone(),
@@ -161,10 +160,11 @@ pub async fn start(
         tasks.spawn(acme.run());
     }
     let hsts = config.hsts.as_secs();
+    let hsts = (hsts > 0).then(|| HeaderValue::from_str(&format!("max-age={hsts}")));
     Ok(Running {
         acceptor: Acceptor(TlsAcceptor::from(Arc::new(server))),
         challenges,
-        hsts: (hsts > 0).then(|| format!("max-age={hsts}")),
+        hsts: hsts.transpose().context("tls.hsts")?,
         _tasks: tasks,
     })
 }
@@ -201,8 +201,15 @@ async fn start_files(
     Ok(Some(files))
 }
 
-async fn follow_files(files: Arc<Mutex<Files>>, store: Store, report: Arc<Report>) {
-    let mut ticks = interval(LOOK_EVERY);
+/// By asking again and again: of folders that Kubernetes mounts no watcher tells reliably, and a
+/// certificate is changed weeks before it ends.
+async fn follow_files(
+    files: Arc<Mutex<Files>>,
+    every: Duration,
+    store: Store,
+    report: Arc<Report>,
+) {
+    let mut ticks = interval(every.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

@@ -1,14 +1,18 @@
 //! The whole service over loopback, with real TLS, a stand-in issuer and real upstreams.
 #![allow(clippy::unwrap_used)]
 
+mod acme;
 mod expiry;
 mod forwarding;
 mod front;
 mod http2;
 mod issuer;
 mod limits;
+mod pki;
+mod redirect;
 mod sign_in;
 mod strictness;
+mod tls;
 mod upstream;
 mod waking;
 mod websocket;

@@ -10,7 +10,7 @@ use domain::{
     wake::WakeRequest,
     workload::{Protocol, WorkloadKind, WorkloadRef},
 };
-use proxy::{Config, Inputs, Limits, Plain, SystemAccess, SystemHost};
+use proxy::{Config, Inputs, Limits, Plain, SystemAccess, SystemHost, Tls};
 use runtime::{audit::Audit, health::Health, revocations::Revocations, service::Context};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::{
@@ -37,6 +37,7 @@ pub struct World {
     pub shutdown: CancellationToken,
     pub served: JoinHandle<anyhow::Result<()>>,
     pub registry: prometheus::Registry,
+    pub health: Health,
     ca: CertificateDer<'static>,
     folder: tempfile::TempDir,
     pub revocations: Revocations,
@@ -78,7 +79,44 @@ impl World {
 
     async fn at(issuer: Option<Arc<Issuer>>, adjust: impl FnOnce(&mut Config)) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let key = rcgen::generate_simple_self_signed(vec!["*.example.test".to_owned()]).unwrap();
+        let ca = key.cert.der().clone();
+        let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+        let tls = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![ca.clone()], private)
+            .unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::made_of(issuer, listener, Arc::new(tls).into(), ca, adjust).await
+    }
+
+    /// With certificates of another making; `ca` is whom clients trust.
+    pub async fn with_tls(
+        tls: Tls,
+        ca: CertificateDer<'static>,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::with_tls_at(listener, tls, ca, adjust).await
+    }
+
+    pub async fn with_tls_at(
+        listener: std::net::TcpListener,
+        tls: Tls,
+        ca: CertificateDer<'static>,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        Self::made_of(None, listener, tls, ca, adjust).await
+    }
+
+    async fn made_of(
+        issuer: Option<Arc<Issuer>>,
+        listener: std::net::TcpListener,
+        tls: Tls,
+        ca: CertificateDer<'static>,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let issuer = match issuer {
             Some(issuer) => issuer,
@@ -105,14 +143,6 @@ impl World {
             drain_grace: Duration::from_millis(300),
         };
         adjust(&mut config);
-
-        let key = rcgen::generate_simple_self_signed(vec!["*.example.test".to_owned()]).unwrap();
-        let ca = key.cert.der().clone();
-        let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-        let tls = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![ca.clone()], private)
-            .unwrap();
 
         let ctx = Context {
             registry: prometheus::Registry::new(),
@@ -142,7 +172,7 @@ impl World {
             jwks,
             revocations: revocations.clone(),
             http,
-            tls: Arc::new(tls).into(),
+            tls,
             listener,
             plain: Some(plain),
         };
@@ -162,6 +192,7 @@ impl World {
             shutdown,
             served,
             registry,
+            health: health.clone(),
             ca,
             folder,
         };

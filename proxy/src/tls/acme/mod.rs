@@ -34,8 +34,6 @@ use super::{
     store::Store,
 };
 
-/// How often the folder is looked at: another replica may have put something there.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// An expired certificate that nobody wants is kept this long.
 const KEEP_EXPIRED: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -65,6 +63,7 @@ pub enum AcmeError {
 pub struct Acme {
     config: AcmeConfig,
     challenge: Challenge,
+    look_every: Duration,
     /// The configured names and the system hosts.
     names: BTreeSet<String>,
     folder: Folder,
@@ -109,6 +108,8 @@ fn is_host(name: &str) -> bool {
 pub struct Parts {
     pub names: BTreeSet<String>,
     pub has_redirect: bool,
+    /// How often the folder is looked at: another replica may have put something there.
+    pub look_every: Duration,
     pub provider: Arc<CryptoProvider>,
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub store: Store,
@@ -142,10 +143,11 @@ impl Acme {
         };
         let folder = Folder::open(&config.store)?;
         let client = runtime::http::client(config.ca_file.as_deref().map(Path::new))?;
-        let Parts { names, provider, routes, store, report, .. } = parts;
+        let Parts { names, look_every, provider, routes, store, report, .. } = parts;
         let files = Files::new(Vec::new(), Some(folder.certificates()), provider.clone());
         Ok(Self {
             challenge,
+            look_every,
             names,
             files: Arc::new(Mutex::new(files)),
             challenges: Challenges::new(folder.challenges()),
@@ -171,7 +173,7 @@ impl Acme {
         loop {
             let wait = self.round().await.unwrap_or_else(|error| {
                 self.report.faults(Source::Acme, &[whole(&error)]);
-                LOOK_EVERY
+                self.look_every
             });
             let routes = async {
                 match self.config.on_demand {
@@ -196,7 +198,7 @@ impl Acme {
             self.lead = self.folder.try_lead()?;
             if self.lead.is_none() {
                 self.report.faults(Source::Acme, &[]);
-                return Ok(LOOK_EVERY);
+                return Ok(self.look_every);
             }
             tracing::info!("this replica orders certificates");
             if let Err(error) = self.challenges.clear_folder() {
@@ -213,7 +215,7 @@ impl Acme {
         let Next::Order(name) = next else {
             self.report.faults(Source::Acme, &attempts.faults());
             self.tidy(&wanted, now);
-            return Ok(LOOK_EVERY);
+            return Ok(self.look_every);
         };
         attempts.begin(&name, &wanted, &have, now);
         self.folder.write_attempts(&attempts)?;
@@ -310,9 +312,10 @@ impl Acme {
                 if matches!(error, OrderFailure::Order(OrderError::Unreachable(_))) {
                     attempts.pause(now);
                 }
+                let validation = matches!(error, OrderFailure::Order(OrderError::Invalid(_)));
                 let why = whole(&error);
                 tracing::warn!(name, error = why, "a certificate could not be ordered");
-                attempts.failed(name, why, rand::random(), now);
+                attempts.failed(name, why, validation, rand::random(), now);
                 "failed"
             }
         };

@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::tls::certificate::{Certificate, Source, parent_of};
 
-/// After the first failure of a name; doubled with each that follows.
+/// After the first time that the authority found a name not to be ours; doubled with each failure
+/// that follows. Authorities count these: a handful within an hour, and the name is locked out.
 const FIRST_RETRY: SignedDuration = SignedDuration::from_mins(5);
+/// After other failures.
+const FIRST_RETRY_UNCOUNTED: SignedDuration = SignedDuration::from_secs(30);
 const LAST_RETRY: SignedDuration = SignedDuration::from_hours(12);
 /// When an authority says that it is too much, and not until when.
 const PAUSE: SignedDuration = SignedDuration::from_hours(1);
@@ -153,10 +156,19 @@ impl Attempts {
         self.failures.remove(name);
     }
 
-    /// `spread` of 0 to 1 keeps replicas and names from trying again at the same moment.
-    pub fn failed(&mut self, name: &str, why: String, spread: f64, now: Timestamp) {
+    /// `validation`: the authority looked, and did not see what it wanted. `spread` of 0 to 1 keeps
+    /// names and replicas from trying again at the same moment.
+    pub fn failed(
+        &mut self,
+        name: &str,
+        why: String,
+        validation: bool,
+        spread: f64,
+        now: Timestamp,
+    ) {
+        let first = if validation { FIRST_RETRY } else { FIRST_RETRY_UNCOUNTED };
         let count = self.failures.get(name).map_or(1, |failure| failure.count.saturating_add(1));
-        let doubled = FIRST_RETRY.checked_mul(1 << (count - 1).min(16)).unwrap_or(LAST_RETRY);
+        let doubled = first.checked_mul(1 << (count - 1).min(16)).unwrap_or(LAST_RETRY);
         let wait = doubled.min(LAST_RETRY).as_secs_f64() * (0.8 + 0.4 * spread.clamp(0.0, 1.0));
         let wait = SignedDuration::from_secs(wait as i64);
         self.fail(name, count, why, wait, now);

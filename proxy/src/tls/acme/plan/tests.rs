@@ -74,7 +74,7 @@ fn attack_24_new_hosts_are_bounded_per_hour() {
     for second in 0..5 {
         if let Next::Order(name) = next(&wanted, &have, &attempts, at(second)) {
             attempts.begin(&name, &wanted, &have, at(second));
-            attempts.failed(&name, "no".to_owned(), 0.5, at(second));
+            attempts.failed(&name, "no".to_owned(), true, 0.5, at(second));
             ordered.push(name);
         }
     }
@@ -82,7 +82,7 @@ fn attack_24_new_hosts_are_bounded_per_hour() {
     // Once the first is an hour old there is room again; failures wait for their own time.
     attempts.failures.clear();
     assert_eq!(next(&wanted, &have, &attempts, at(3600)), order("auth.test"));
-    attempts.failed("auth.test", "no".to_owned(), 0.5, at(3600));
+    attempts.failed("auth.test", "no".to_owned(), true, 0.5, at(3600));
     assert_eq!(next(&wanted, &have, &attempts, at(3600)), Next::Wait(Some(at(3601))));
     assert_eq!(next(&wanted, &have, &attempts, at(3601)), order("a.test"));
 }
@@ -102,7 +102,7 @@ fn failures_wait_longer_each_time_and_are_told() {
     let mut attempts = Attempts::default();
     let (mut now, mut waits) = (at(0), Vec::new());
     for _ in 0..10 {
-        attempts.failed("a.test", "unreachable".to_owned(), 0.5, now);
+        attempts.failed("a.test", "unreachable".to_owned(), true, 0.5, now);
         let Next::Wait(Some(until)) = next(&wanted, &have, &attempts, now) else {
             panic!("tried again at once");
         };
@@ -115,6 +115,10 @@ fn failures_wait_longer_each_time_and_are_told() {
     assert!(attempts.faults()[0].contains("a.test could not be ordered, again and again"));
     attempts.succeeded("a.test");
     assert!(attempts.faults().is_empty());
+    // A bad moment of the authority's is tried again sooner.
+    attempts.failed("a.test", "no".to_owned(), false, 0.5, at(0));
+    let soon = Next::Wait(Some(at(30)));
+    assert_eq!(next(&wanted, &have, &attempts, at(0)), soon);
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn a_rate_limit_is_kept_to() {
     attempts.rate_limited("a.test", "too many".to_owned(), Some(day), at(0));
     assert_eq!(next(&wanted, &have, &attempts, at(3599)), Next::Wait(Some(at(3600))));
     assert_eq!(next(&wanted, &have, &attempts, at(3600)), order("b.test"));
-    attempts.failed("b.test", "no".to_owned(), 0.5, at(DAY - 1));
+    attempts.failed("b.test", "no".to_owned(), true, 0.5, at(DAY - 1));
     assert_eq!(next(&wanted, &have, &attempts, at(DAY - 1)), Next::Wait(Some(at(DAY))));
     assert_eq!(next(&wanted, &have, &attempts, at(DAY)), order("a.test"));
     let text = serde_json::to_string(&attempts).unwrap();
@@ -141,7 +145,7 @@ proptest! {
         let wanted = wanted(&["a.test"], &[]);
         let mut attempts = Attempts::default();
         for _ in 0..again {
-            attempts.failed("a.test", "no".to_owned(), spread, at(failed_at));
+            attempts.failed("a.test", "no".to_owned(), true, spread, at(failed_at));
         }
         let earliest = failed_at + (300.0 * 0.8) as i64 * (1 << (again - 1));
         if next(&wanted, &Have::new(&[], at(now)), &attempts, at(now)) == order("a.test") {
