@@ -13,7 +13,7 @@ DORMOUSE := $(TARGET)/debug/dormouse
 export PATH := $(CURDIR)/.dev/venv/bin:$(CURDIR)/.dev/lint/bin:$(CURDIR)/.dev/node/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build test unit e2e lint bench clean
+.PHONY: help dev build test unit e2e lint bench soak clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ bench: ## Measure beside other proxies and providers (builds for release); ARGS=
 	@scripts/setup build bench
 	$(CARGO) build --release -p dormouse-cli -p dormouse-load
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/run.js $(ARGS)
+
+soak: ## Hold 10,000 WebSockets and 2,000 requests/s for 10 minutes (builds for release); ARGS='--minutes 1'
+	@scripts/setup build bench
+	$(CARGO) build --release -p dormouse-cli -p dormouse-load
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/soak.js $(ARGS)
 
 clean: ## Remove what was built and what `make dev` and `make test` installed and left
 	$(CARGO) clean

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 import { Instance, foreignKubeconfig } from './support/instance.js';
+import { describe, secretsInLogs } from './support/secrets.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 /** Each starts, kills or starves an instance, so it has its own. */
@@ -48,6 +49,12 @@ async function runSharing(files) {
     passed = await nodeTest(files, { DORMOUSE_E2E_SHARED: JSON.stringify(instance.description()) }).passed;
   } finally {
     await instance.stop();
+  }
+  // All that was said while everything else was tested.
+  const { found } = secretsInLogs([path.join(here, 'artifacts'), instance.dataDir]);
+  if (found.length > 0) {
+    console.error(`secrets in logs:\n${describe(found)}`);
+    passed = false;
   }
   if (passed) instance.remove();
   return passed;

@@ -49,6 +49,35 @@ async function getJson(instance, pathname) {
 
 const plural = { Workspace: 'workspaces', App: 'apps' };
 
+/** Sends a custom resource to the API server. */
+function send(instance, method, { kind, metadata: { namespace, name } }, object) {
+  const { server, token, ...tls } = credentials(instance.ready.kubeconfig);
+  const headers = { 'content-type': 'application/json', ...(token ? { authorization: `Bearer ${token}` } : {}) };
+  const all = `${GROUP}/namespaces/${namespace}/${plural[kind]}`;
+  const url = new URL(method === 'POST' ? all : `${all}/${name}`, server);
+  return new Promise((resolve, reject) => {
+    const request = https.request(url, { ...tls, method, headers, agent: false }, async (response) => {
+      const chunks = [];
+      for await (const chunk of response) chunks.push(chunk);
+      const text = Buffer.concat(chunks).toString();
+      if (response.statusCode < 300) resolve(JSON.parse(text));
+      else reject(new Error(`${method} ${url.pathname}: ${response.statusCode} ${text}`));
+    });
+    request.on('error', reject);
+    request.end(object && JSON.stringify(object));
+  });
+}
+
+/** Makes a workload. */
+export function create(instance, object) {
+  return send(instance, 'POST', object, object);
+}
+
+/** Deletes a workload. */
+export function remove(instance, object) {
+  return send(instance, 'DELETE', object);
+}
+
 /** The custom resource of a workload, found by name in whatever namespace it is in. */
 export async function resource(instance, kind, name) {
   const list = await getJson(instance, `${GROUP}/${plural[kind]}`);

@@ -9,6 +9,7 @@ pub mod handover;
 pub mod health;
 pub mod http;
 pub mod jwks;
+pub mod open_files;
 pub mod revocations;
 pub mod secret;
 pub mod service;

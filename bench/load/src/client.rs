@@ -79,8 +79,24 @@ impl Target {
         path: Option<&str>,
         fields: &str,
     ) -> anyhow::Result<(u16, String)> {
-        let path = path.unwrap_or(&self.path);
-        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{fields}", self.host);
+        self.send(connection, "GET", path.unwrap_or(&self.path), fields).await?;
+        self.answer(connection).await
+    }
+
+    /// The same with another token.
+    pub fn with_token(&self, token: &str) -> Self {
+        let headers = vec![format!("Authorization: Bearer {token}")];
+        Self { headers, ..self.clone() }
+    }
+
+    pub async fn send(
+        &self,
+        connection: &mut Connection,
+        method: &str,
+        path: &str,
+        fields: &str,
+    ) -> anyhow::Result<()> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{fields}", self.host);
         for header in &self.headers {
             request.push_str(header);
             request.push_str("\r\n");
@@ -88,6 +104,11 @@ impl Target {
         request.push_str("\r\n");
         connection.io.write_all(request.as_bytes()).await?;
         connection.io.flush().await?;
+        Ok(())
+    }
+
+    /// Reads the head of an answer.
+    pub async fn answer(&self, connection: &mut Connection) -> anyhow::Result<(u16, String)> {
         loop {
             let end = connection.rest.windows(4).position(|four| four == b"\r\n\r\n");
             if let Some(end) = end {

@@ -3,11 +3,12 @@
 
 mod client;
 mod frame;
+mod mixed;
 mod stream;
 mod upstream;
 mod websockets;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +44,23 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         connections: usize,
     },
+    /// Send requests of every kind at a steady rate; print figures again and again
+    Mixed {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        /// Requests per second
+        #[arg(long, default_value_t = 2000.0)]
+        rate: f64,
+        #[arg(long, default_value_t = 60.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 60.0)]
+        every: f64,
+        /// A token in each line
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+    },
     /// Read one stream after the other on each connection; print how many bytes there were
     Stream {
         #[command(flatten)]
@@ -66,6 +84,9 @@ async fn main() -> anyhow::Result<()> {
             websockets::echo(target, connections, seconds).await
         }
         Command::Idle { target, connections } => websockets::idle(target, connections).await,
+        Command::Mixed { target, connections, rate, seconds, every, tokens } => {
+            mixed::run(target, mixed::Plan { connections, rate, seconds, every, tokens }).await
+        }
         Command::Stream { target, connections, seconds, length } => {
             stream::read(target, connections, seconds, length).await
         }

@@ -27,6 +27,9 @@ pub async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
 
 enum Asked {
     Small,
+    Head,
+    /// A body of so many bytes.
+    Upload(usize),
     Stream(u64),
     WebSocket(String),
 }
@@ -53,6 +56,19 @@ async fn connection(mut tcp: TcpStream) -> anyhow::Result<()> {
         let asked = asked(bytes.get(..end).unwrap_or_default());
         bytes.drain(..end);
         match asked {
+            Asked::Head => {
+                let end = small.len() - BODY;
+                tcp.write_all(small.get(..end).unwrap_or_default()).await?;
+            }
+            Asked::Upload(length) => {
+                while bytes.len() < length {
+                    if tcp.read_buf(&mut bytes).await? == 0 {
+                        return Ok(());
+                    }
+                }
+                bytes.drain(..length);
+                tcp.write_all(&small).await?;
+            }
             Asked::Small => tcp.write_all(&small).await?,
             Asked::Stream(length) => stream(&mut tcp, length).await?,
             Asked::WebSocket(key) => {
@@ -68,18 +84,28 @@ async fn connection(mut tcp: TcpStream) -> anyhow::Result<()> {
     }
 }
 
-/// Only GETs are sent here, so no body is looked for.
+/// Bodies come with their length and only with POST.
 fn asked(head: &[u8]) -> Asked {
     let head = String::from_utf8_lossy(head);
+    let field = |wanted: &str| {
+        head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
+        })
+    };
+    match head.split(' ').next() {
+        Some("HEAD") => return Asked::Head,
+        Some("POST") => {
+            let length = field("content-length").and_then(|length| length.parse().ok());
+            return Asked::Upload(length.unwrap_or_default());
+        }
+        _ => {}
+    }
     let path = head.split(' ').nth(1).unwrap_or_default();
     if let Some(length) = path.strip_prefix("/stream/") {
         return Asked::Stream(length.parse().unwrap_or_default());
     }
-    let key = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim().to_owned())
-    });
-    key.map_or(Asked::Small, Asked::WebSocket)
+    field("sec-websocket-key").map_or(Asked::Small, Asked::WebSocket)
 }
 
 async fn stream(tcp: &mut TcpStream, mut length: u64) -> anyhow::Result<()> {

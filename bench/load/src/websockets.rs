@@ -23,7 +23,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const MESSAGE: &[u8] = br#"{"header":{"msg_id":"3f2b","username":"","session":"77c0","msg_type":"execute_request","version":"5.3"},"content":{"code":"1"}}"#;
 const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 
-async fn open(target: &Target) -> anyhow::Result<Connection> {
+pub async fn open(target: &Target) -> anyhow::Result<Connection> {
     let opening = async {
         let (status, _, mut connection) = target.get(None, HANDSHAKE).await?;
         ensure!(status == 101, "the handshake was answered with {status}");
@@ -38,7 +38,7 @@ async fn open_all(target: &Target, connections: usize) -> anyhow::Result<Vec<Con
 }
 
 /// One message and its echo.
-async fn message(connection: &mut Connection) -> anyhow::Result<()> {
+pub async fn message(connection: &mut Connection) -> anyhow::Result<()> {
     let mut sent = Vec::with_capacity(MESSAGE.len() + 16);
     frame::push(&mut sent, 1, Some(MASK), MESSAGE);
     connection.io.write_all(&sent).await?;
@@ -52,6 +52,22 @@ async fn message(connection: &mut Connection) -> anyhow::Result<()> {
         }
         let read = connection.io.read_buf(&mut connection.rest).await?;
         ensure!(read > 0, "the WebSocket was closed");
+    }
+}
+
+/// Says that it is over, and waits until the other side has said so.
+pub async fn close(connection: &mut Connection) -> anyhow::Result<()> {
+    let mut sent = Vec::new();
+    frame::push(&mut sent, 8, Some(MASK), &[0x03, 0xe8]);
+    connection.io.write_all(&sent).await?;
+    connection.io.flush().await?;
+    loop {
+        if let Some(found) = frame::first(&connection.rest) {
+            ensure!(found.opcode == 8, "a frame behind the last");
+            return Ok(());
+        }
+        let read = connection.io.read_buf(&mut connection.rest).await?;
+        ensure!(read > 0, "the WebSocket ended without a Close frame");
     }
 }
 

@@ -149,6 +149,7 @@ pub async fn listen(address: SocketAddr, setting: &'static str) -> anyhow::Resul
 /// Starts telemetry and signals for a service that is alone in its process.
 pub fn start(service: &str, audit_file: Option<&Path>) -> anyhow::Result<Context> {
     runtime::telemetry::init();
+    runtime::open_files::raise_limit();
     let audit = match audit_file {
         Some(path) => Audit::to_file(service, path)
             .with_context(|| format!("cannot write the audit log {}", path.display()))?,
