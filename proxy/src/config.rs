@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use crate::gate::limits::Share;
+pub use crate::{access_log::AccessLogConfig, gate::limits::Share, trace::TraceConfig};
 
 /// Settings of the HTTP gateway.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -31,6 +31,10 @@ pub struct Config {
     pub system_hosts: Vec<SystemHost>,
     #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub access_log: AccessLogConfig,
+    #[serde(default)]
+    pub trace: TraceConfig,
     /// How long running exchanges may take to finish after the process is asked to stop. WebSockets
     /// then get a Close frame.
     #[serde(default = "drain_grace", with = "humantime_serde")]

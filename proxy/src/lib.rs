@@ -17,6 +17,7 @@ mod redirect;
 mod session;
 mod tcp;
 mod tls;
+mod trace;
 mod tunnel;
 mod upstream;
 
@@ -24,22 +25,29 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
-use runtime::{handover, jwks::JwksFollower, revocations::Revocations, secret, service::Context};
+use runtime::{
+    handover, jwks::JwksFollower, otlp::Exporter, revocations::Revocations, secret,
+    service::Context,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, Limits, PlainConfig, Share, SystemAccess, SystemHost};
+pub use config::{
+    AccessLogConfig, Config, Limits, PlainConfig, Share, SystemAccess, SystemHost, TraceConfig,
+};
 pub use tls::{Certificates, Tls, config as tls_config};
 
 use crate::{
+    access_log::AccessLog,
     front::{Front, Listeners, hops::TrustedHops},
     gate::{Gate, Parts},
     metrics::Metrics,
     redirect::Redirect,
     session::{Sessions, issuer::Issuer},
+    trace::Traces,
 };
 
 /// What the service is given by whoever starts it.
@@ -74,6 +82,17 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     let listeners = Listeners { tls: usable(listener)?, plain };
     ctx.health.set("sign-in", Err("the issuer has not been reached yet".to_owned()));
     let metrics = Metrics::register(&ctx.registry).context("metrics cannot be registered")?;
+    let access_log = AccessLog::start(&config.access_log, metrics.access_log.clone());
+    let access_log = Arc::new(access_log.context("proxy.access_log.file cannot be written")?);
+    let traced = CancellationToken::new();
+    let exporter = match &config.trace.otlp_url {
+        Some(url) => {
+            let (http, traced) = (http.clone(), traced.clone());
+            let exporter = Exporter::start(url, "proxy", http, &ctx.registry, traced);
+            Some(exporter.context("proxy.trace.otlp_url")?)
+        }
+        None => None,
+    };
     let client_secret = secret::read(&config.client_secret_file)?;
     let system_hosts = config.system_hosts.iter().map(|host| host.host.clone());
     let Tls { certificates, redirect } = tls;
@@ -100,6 +119,8 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             audit: ctx.audit.for_service("proxy"),
             metrics: metrics.clone(),
             hsts: tls.hsts.clone(),
+            access_log: access_log.clone(),
+            traces: Traces::new(&config.trace, exporter),
             going: CancellationToken::new(),
         },
     ));
@@ -128,6 +149,8 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     }
     rights.abort();
     following.abort();
+    traced.cancel();
+    let _ = tokio::task::spawn_blocking(move || access_log.close()).await;
     Ok(())
 }
 

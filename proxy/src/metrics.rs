@@ -17,6 +17,7 @@ pub struct Metrics {
     pub connect_retries: IntCounter,
     pub ejections: IntCounter,
     pub seconds: Histogram,
+    pub access_log: IntCounterVec,
 }
 
 impl Metrics {
@@ -68,6 +69,11 @@ impl Metrics {
                 "dormouse_proxy_ejections_total",
                 "Times that a failing pod was left alone for a while.",
             )?,
+            access_log: counters(
+                "dormouse_proxy_access_log_lines_lost_total",
+                "Lines of the access log that were not written: the queue was full, or there were too many refusals.",
+                &["outcome"],
+            )?,
             seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "dormouse_proxy_request_seconds",
@@ -96,6 +102,7 @@ impl Metrics {
             Box::new(self.connect_retries.clone()),
             Box::new(self.ejections.clone()),
             Box::new(self.seconds.clone()),
+            Box::new(self.access_log.clone()),
         ]
     }
 

@@ -10,6 +10,7 @@ pub mod health;
 pub mod http;
 pub mod jwks;
 pub mod open_files;
+pub mod otlp;
 pub mod revocations;
 pub mod secret;
 pub mod service;

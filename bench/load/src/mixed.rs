@@ -140,11 +140,7 @@ async fn client(
     }
 }
 
-async fn request(
-    target: &Target,
-    kind: Kind,
-    kept: &mut Option<Connection>,
-) -> anyhow::Result<()> {
+async fn request(target: &Target, kind: Kind, kept: &mut Option<Connection>) -> anyhow::Result<()> {
     if let Kind::WebSocket = kind {
         let mut socket = websockets::open(target).await?;
         websockets::message(&mut socket).await?;

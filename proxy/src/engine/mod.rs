@@ -1,11 +1,13 @@
 //! The general engine: pingora, for whatever is neither an upgrade nor refused by the front.
 
 mod answer;
+mod keep_alive;
 mod peer;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use domain::upstream::UpstreamProtocol;
 use futures::FutureExt;
 use http::{HeaderValue, Version, header};
 use jiff::Timestamp;
@@ -143,6 +145,10 @@ fn is_malformed(error: &Error) -> bool {
     io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<Malformed>())
 }
 
+fn is_head(session: &Session) -> bool {
+    session.req_header().method == http::Method::HEAD
+}
+
 fn broken(why: &'static str) -> Box<Error> {
     Error::explain(ErrorType::InternalError, why)
 }
@@ -221,7 +227,7 @@ impl ProxyHttp for Engine {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let admitted = ctx.admitted.as_ref().ok_or_else(|| broken("a request without a grant"))?;
@@ -233,10 +239,14 @@ impl ProxyHttp for Engine {
         let picked =
             picked.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
         let peer = peer::of(&picked, &self.gate.tls, self.stall_timeout);
-        let peer = peer.map_err(|error| {
+        let mut peer = peer.map_err(|error| {
             tracing::warn!(%error, "a workload cannot be reached over TLS");
             Error::explain(ErrorType::InvalidCert, "the workload's TLS settings are no good")
         })?;
+        let plain = picked.protocol == UpstreamProtocol::Http1;
+        if let Some(every) = admitted.keep_alive.filter(|_| plain && !is_head(session)) {
+            keep_alive::watch(&mut peer, every);
+        }
         ctx.picked = Some(picked);
         Ok(Box::new(peer))
     }
@@ -266,6 +276,10 @@ impl ProxyHttp for Engine {
         }
         for (name, value) in &admitted.headers {
             upstream.insert_header(*name, value.as_bytes())?;
+        }
+        if admitted.keep_alive.is_some() && upstream.version == Version::HTTP_11 {
+            // One connection, one answer: see `keep_alive`.
+            upstream.insert_header(header::CONNECTION, "close")?;
         }
         Ok(())
     }
@@ -448,12 +462,15 @@ impl ProxyHttp for Engine {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Exchange) {
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         self.gate.metrics.answered("pingora", status);
+        if let Some(admitted) = &mut ctx.admitted {
+            admitted.held.answered(status);
+        }
         self.gate.metrics.seconds.observe(ctx.started.elapsed().as_secs_f64());
         let request = session.req_header();
         let host = request.uri.authority().map(|authority| authority.as_str());
         let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
         let path = String::from_utf8_lossy(request.raw_path());
-        access_log::Line {
+        let line = access_log::Line {
             from: client(session).ip().to_canonical(),
             method: request.method.as_str(),
             host: host.unwrap_or_default(),
@@ -464,8 +481,8 @@ impl ProxyHttp for Engine {
             user: ctx.admitted.as_ref().and_then(|admitted| admitted.user.as_deref()),
             admitted: ctx.admitted.is_some(),
             broken_off: error.is_some(),
-        }
-        .write();
+        };
+        self.gate.access_log.write(&line, Timestamp::now());
     }
 
     /// Our own log lines say it, without the query.

@@ -51,6 +51,19 @@ impl Chunked {
         Self { lenient: true, ..Self::request() }
     }
 
+    /// Bytes of the chunk that is under way; `None` outside of one's data.
+    pub fn data_left(&self) -> Option<u64> {
+        match self.state {
+            State::Data { left } if left > 0 => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Whether a chunk could be put here.
+    pub fn is_between_chunks(&self) -> bool {
+        matches!(self.state, State::Size { digits: 0, .. })
+    }
+
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }

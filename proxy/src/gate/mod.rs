@@ -53,10 +53,12 @@ use self::{
     wake::{Holds, Waker},
 };
 use crate::{
+    access_log::AccessLog,
     answer::{Answer, Refusal},
     config::{Config, SystemAccess, SystemHost},
     metrics::Metrics,
     session::{Sessions, return_path::ReturnPath},
+    trace::Traces,
     upstream::{sticky, tls::TlsSettings},
 };
 
@@ -86,6 +88,8 @@ pub struct Gate {
     /// What every answer says of HTTPS: `Strict-Transport-Security` (RFC 6797). Without
     /// `includeSubDomains`, since below a host of ours there is nothing.
     pub(crate) hsts: Option<HeaderValue>,
+    pub(crate) access_log: Arc<AccessLog>,
+    traces: Traces,
     /// The grace after being asked to stop is over.
     pub(crate) going: CancellationToken,
 }
@@ -101,6 +105,8 @@ pub struct Parts {
     pub audit: Audit,
     pub metrics: Metrics,
     pub hsts: Option<HeaderValue>,
+    pub access_log: Arc<AccessLog>,
+    pub traces: Traces,
     pub going: CancellationToken,
 }
 
@@ -183,6 +189,8 @@ impl Gate {
             refused_second: AtomicI64::new(0),
             metrics: parts.metrics,
             hsts: parts.hsts,
+            access_log: parts.access_log,
+            traces: parts.traces,
             going: parts.going,
         }
     }
@@ -238,7 +246,7 @@ impl Gate {
             }
             if system.access == SystemAccess::Open {
                 let held = self.limits.stranger(Errand::SignIn, client, now)?;
-                return self.to_service(system, None, head, &host, from, held);
+                return self.to_service(system, None, head, &host, from, held, now);
             }
         }
         let own = own::Own::of(head.path());
@@ -263,7 +271,9 @@ impl Gate {
         };
         if let Some(system) = system {
             return match own {
-                own::Own::No => self.to_service(system, Some(signed_in), head, &host, from, held),
+                own::Own::No => {
+                    self.to_service(system, Some(signed_in), head, &host, from, held, now)
+                }
                 own::Own::WhoAmI => Ok(Verdict::Answer(own::who_am_i(&signed_in, None))),
                 _ => Err(Refusal::NotFound),
             };
@@ -365,8 +375,10 @@ impl Gate {
         };
         self.record_opened(&signed_in, &grant, audience, from, now);
 
+        held.trace = self.traces.begin(head, grant.workload(), now);
         let mut headers = scrub::identity_headers(&signed_in.identity);
         headers.extend(self.forwarded(head, from));
+        headers.extend(held.trace_fields());
         Ok(Verdict::Forward(Box::new(Admitted {
             trust: Trust::Workload,
             headers,
@@ -387,9 +399,11 @@ impl Gate {
         head: &Head<'_>,
         host: &str,
         from: IpAddr,
-        held: Held,
+        mut held: Held,
+        now: Timestamp,
     ) -> Result<Verdict, Refusal> {
         held.check_length(head)?;
+        held.trace = self.traces.begin(head, host, now);
         let mut headers = self.forwarded(head, from);
         let mut admitted = Admitted {
             destination: Destination::Service { name: host.to_owned(), address: system.upstream },
@@ -408,6 +422,7 @@ impl Gate {
             admitted.set_cookies = signed_in.cookies;
             admitted.user = Some(signed_in.identity.user.as_str().to_owned());
         }
+        headers.extend(admitted.held.trace_fields());
         admitted.headers = headers;
         Ok(Verdict::Forward(Box::new(admitted)))
     }

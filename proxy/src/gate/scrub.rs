@@ -52,6 +52,9 @@ impl<'a> Scrub<'a> {
         }
         let gone = is("cookie")
             || (is("authorization") && self.drop_authorization)
+            // What is right of them the gate sets anew.
+            || is("traceparent")
+            || is("tracestate")
             || HOP_BY_HOP.iter().any(|other| is(other))
             || is_look_alike(name)
             || self.nominated.iter().any(|other| folded_eq(name.as_bytes(), other));

@@ -189,9 +189,10 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
 }
 
 impl Asked {
-    fn log(&self, front: &Front, ended: &Ended, admitted: bool) {
+    fn log(&mut self, front: &Front, ended: &Ended, admitted: bool) {
+        self.held.answered(ended.status);
         front.metrics.answered("tunnel", ended.status);
-        access_log::Line {
+        let line = access_log::Line {
             from: self.from,
             method: "GET",
             host: &self.host,
@@ -202,8 +203,8 @@ impl Asked {
             user: self.user.as_deref(),
             admitted,
             broken_off: ended.broken_off,
-        }
-        .write();
+        };
+        front.gate.access_log.write(&line, Timestamp::now());
     }
 }
 

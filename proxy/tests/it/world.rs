@@ -140,6 +140,8 @@ impl World {
                 closed_paths: vec!["/internal/".to_owned()],
             }],
             limits: Limits::default(),
+            access_log: Default::default(),
+            trace: Default::default(),
             drain_grace: Duration::from_millis(300),
         };
         adjust(&mut config);

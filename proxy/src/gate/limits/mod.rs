@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 use self::table::{Empty, Key, Left, Place, Table};
 use super::head::Head;
-use crate::{answer::Refusal, config, front::limits::share};
+use crate::{answer::Refusal, config, front::limits::share, trace::Carried};
 
 pub use self::settings::Share;
 use self::settings::Shares;
@@ -82,6 +82,8 @@ pub struct Held {
     pub body_max: Option<u64>,
     /// How long the request's body may take.
     pub body_time: Option<Duration>,
+    /// The trace that the request belongs to.
+    pub trace: Option<Box<Carried>>,
     /// Nothing is said of what is left.
     silent: bool,
 }
@@ -110,6 +112,18 @@ impl Held {
         match length {
             Some(length) if length > most => Err(Refusal::BodyTooLarge(most)),
             _ => Ok(()),
+        }
+    }
+
+    /// For the upstream.
+    pub fn trace_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.trace.iter().flat_map(|trace| trace.fields())
+    }
+
+    /// Says how the request was answered; 0 when it was not.
+    pub fn answered(&mut self, status: u16) {
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status);
         }
     }
 
