@@ -145,6 +145,17 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use devcluster::api::{self, ApiOptions};
+    use domain::certificate::Pairs;
+    use k8s_openapi::{ByteString, api::core::v1::Secret};
+    use kube::{
+        Api,
+        api::{DeleteParams, Patch, PatchParams, PostParams},
+    };
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -152,5 +163,68 @@ mod tests {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/samples/proxy.toml");
         let settings: Settings = settings::load(Some(Path::new(sample))).unwrap();
         assert_eq!(settings.admin_listen.port(), 9090);
+        assert_eq!(settings.redirect.unwrap().listen.port(), 8080);
+    }
+
+    fn secret(name: &str, kind: &str, labelled: bool) -> Secret {
+        let data = ["tls.crt", "tls.key"]
+            .map(|part| (part.to_owned(), ByteString(format!("{name} {part}").into_bytes())));
+        let mut secret =
+            Secret { type_: Some(kind.to_owned()), data: Some(data.into()), ..Secret::default() };
+        secret.metadata.name = Some(name.to_owned());
+        secret.metadata.labels = labelled.then(|| [("serve".to_owned(), "yes".to_owned())].into());
+        secret
+    }
+
+    fn listed(pairs: &Pairs) -> Vec<(&str, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        pairs.pairs.iter().map(|pair| (pair.name.as_str(), text(&pair.chain))).collect()
+    }
+
+    #[tokio::test]
+    async fn certificates_follow_the_secrets_of_a_cluster() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let options = ApiOptions {
+            data_dir: folder.path().to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+        };
+        let server = api::serve(options, stop.clone()).await.unwrap();
+        let client = kube_client(Some(server.kubeconfig())).await.unwrap();
+        let secrets = Api::<Secret>::namespaced(client.clone(), "default");
+        let tls = "kubernetes.io/tls";
+        let create = async |secret: Secret| {
+            secrets.create(&PostParams::default(), &secret).await.unwrap();
+        };
+        create(secret("first", tls, true)).await;
+        create(secret("not-chosen", tls, false)).await;
+        create(secret("another-type", "Opaque", true)).await;
+
+        let options = cluster::certificates::Options {
+            namespace: "default".to_owned(),
+            labels: Some("serve=yes".to_owned()),
+        };
+        let mut pairs = cluster::certificates::watch(client, options, stop.clone());
+        let mut becomes = async |expected: &[(&str, &str)]| {
+            let reached = |pairs: &Arc<Pairs>| {
+                let listed = listed(pairs);
+                pairs.synced
+                    && listed.iter().map(|(n, c)| (*n, c.as_str())).eq(expected.iter().copied())
+            };
+            let waiting = tokio::time::timeout(Duration::from_secs(20), pairs.wait_for(reached));
+            waiting.await.unwrap_or_else(|_| panic!("{expected:?} did not come")).unwrap();
+        };
+        becomes(&[("default/first", "first tls.crt")]).await;
+        create(secret("second", tls, true)).await;
+        becomes(&[("default/first", "first tls.crt"), ("default/second", "second tls.crt")]).await;
+        let renewed = json!({"data": {"tls.crt": ByteString(b"renewed".to_vec())}});
+        let patch = Patch::Merge(renewed);
+        secrets.patch("first", &PatchParams::default(), &patch).await.unwrap();
+        becomes(&[("default/first", "renewed"), ("default/second", "second tls.crt")]).await;
+        secrets.delete("second", &DeleteParams::default()).await.unwrap();
+        becomes(&[("default/first", "renewed")]).await;
+        stop.cancel();
+        server.ended().await;
     }
 }

@@ -106,9 +106,9 @@ impl Certificate {
         })
     }
 
-    /// Whether it is the same certificate, key or not.
+    /// Whether clients would get the same from both.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.key.cert.first() == other.key.cert.first() && self.name == other.name
+        self.key.cert == other.key.cert && self.name == other.name
     }
 }
 

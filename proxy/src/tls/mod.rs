@@ -19,7 +19,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use runtime::service::Context;
-use rustls::crypto::CryptoProvider;
+use rustls::{ServerConnection, crypto::CryptoProvider};
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -42,6 +42,10 @@ use self::{
 
 /// How often it is asked which certificates have expired.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// How much waits, encrypted, for a client that does not take it: two records. An idle connection
+/// has none of it, and four kilobytes for what it may send.
+const SEND_BUFFER: usize = 32 * 1024;
 
 /// What the service is given for TLS.
 pub struct Tls {
@@ -83,7 +87,10 @@ impl Acceptor {
     /// An authority that validates gets what it wants, and is nobody to serve: for it this is an
     /// error.
     pub async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let stream = self.0.accept(tcp).await?;
+        let limit = |connection: &mut ServerConnection| {
+            connection.set_buffer_limit(Some(SEND_BUFFER));
+        };
+        let stream = self.0.accept_with(tcp, limit).await?;
         if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) {
             return Err(io::Error::other("a challenge of an ACME authority was answered"));
         }
@@ -288,6 +295,63 @@ async fn follow_expiries(
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(REFRESH) => store.refresh(Timestamp::now()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+    use runtime::{audit::Audit, health::Health};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    async fn refused(toml: serde_json::Value) -> String {
+        let ctx = Context {
+            registry: Registry::new(),
+            audit: Audit::to_stdout("test"),
+            health: Health::new(),
+            shutdown: CancellationToken::new(),
+        };
+        let config = serde_json::from_value(toml).unwrap();
+        let certificates = Certificates::Managed { config, elsewhere: None };
+        let routes = watch::channel(Arc::new(RouteTable::default())).1;
+        let started = start(certificates, false, std::iter::empty(), routes, &ctx).await;
+        started.err().map(|error| format!("{error:#}")).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn settings_that_cannot_work_are_told() {
+        use serde_json::json;
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let acme = |more: serde_json::Value| {
+            let mut acme = json!({
+                "directory_url": "https://acme.test/dir", "terms_of_service_agreed": true,
+                "store": folder.path(),
+            });
+            for (key, value) in more.as_object().unwrap() {
+                acme[key] = value.clone();
+            }
+            json!({"acme": acme})
+        };
+        for (settings, expected) in [
+            (json!({}), "there is no certificate: set tls.certificate_file"),
+            (json!({"key_file": "/nowhere"}), "belong together: set both"),
+            (
+                json!({"certificate_file": "/nowhere/a.crt", "key_file": "/nowhere/a.key"}),
+                "cannot be used: /nowhere/a.crt: No such file",
+            ),
+            (json!({"directory": folder.path()}), "there is no certificate"),
+            (acme(json!({"terms_of_service_agreed": false})), "read the authority's terms"),
+            (acme(json!({"challenge": "http-01"})), "set redirect.listen"),
+            (acme(json!({"names": ["*.example.org"]})), "a wildcard cannot be had this way"),
+            (acme(json!({"names": ["Example.org"]})), "`Example.org` is no host name"),
+            (acme(json!({"directory_url": "http://acme.test/dir"})), "an https URL is needed"),
+        ] {
+            let error = refused(settings).await;
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

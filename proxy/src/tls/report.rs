@@ -28,6 +28,8 @@ pub struct Report {
     /// Names of ACME's certificates that are configured; those ordered on demand are not bounded.
     acme_names: BTreeSet<String>,
     told: Mutex<BTreeSet<String>>,
+    /// Names in `expires`.
+    shown: Mutex<BTreeSet<String>>,
 }
 
 impl Report {
@@ -40,6 +42,7 @@ impl Report {
             health,
             acme_names,
             told: Mutex::default(),
+            shown: Mutex::default(),
             expires: GaugeVec::new(
                 Opts::new(
                     "dormouse_proxy_certificate_expires_seconds",
@@ -110,15 +113,21 @@ impl Report {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.certificates.with_label_values(&[source.name()]).set(count);
         }
-        self.expires.reset();
         let mut ending = Vec::new();
+        let mut names = BTreeSet::new();
         let named = all.iter().filter(|(source, certificate)| {
             *source != Source::Acme || self.acme_names.contains(&certificate.name)
         });
         for (_, certificate) in named.take(NAMED_MAX) {
             let seconds = certificate.not_after.as_second() as f64;
             self.expires.with_label_values(&[&certificate.name]).set(seconds);
+            names.insert(certificate.name.clone());
         }
+        let mut shown = self.shown.lock();
+        for gone in shown.difference(&names) {
+            let _ = self.expires.remove_label_values(&[gone]);
+        }
+        *shown = names;
         for (_, certificate) in &all {
             ending.extend(ending_soon(certificate, now));
         }
@@ -208,5 +217,9 @@ mod tests {
         assert_eq!(labels, ["auth.test", "f"], "hosts ordered on demand have no metric each");
         report.faults(Source::Files, &[]);
         assert_eq!(health.warnings().len(), 1);
+        store.set(Source::Files, Vec::new(), now);
+        report.expiries(&store, now);
+        assert!(health.warnings().is_empty());
+        assert_eq!(report.shown.lock().len(), 1);
     }
 }

@@ -8,17 +8,17 @@ use crate::{
     world::{HOST, World},
 };
 
-type Tls = TlsStream<tokio::net::TcpStream>;
+pub type Tls = TlsStream<tokio::net::TcpStream>;
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const GOAWAY: u8 = 7;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -27,7 +27,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A literal field without indexing (RFC 7541, section 6.2.2).
-fn field(name: &str, value: &str) -> Vec<u8> {
+pub fn field(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
         assert!(text.len() < 127);
@@ -38,13 +38,13 @@ fn field(name: &str, value: &str) -> Vec<u8> {
 }
 
 /// `GET / https` by the static table.
-fn request(more: &[(&str, &str)]) -> Vec<u8> {
+pub fn request(more: &[(&str, &str)]) -> Vec<u8> {
     let mut block = vec![0x82, 0x84, 0x87];
     more.iter().for_each(|(name, value)| block.extend(field(name, value)));
     block
 }
 
-async fn open(world: &World) -> Tls {
+pub async fn open(world: &World) -> Tls {
     let mut tls = world.tls(&[b"h2"]).await;
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(SETTINGS, 0, 0, &[]));
@@ -65,7 +65,7 @@ async fn until(tls: &mut Tls, wanted: u8) -> Option<Vec<u8>> {
     }
 }
 
-async fn is_served(world: &World) -> bool {
+pub async fn is_served(world: &World) -> bool {
     let request = world.client(false).get(world.url(HOST, "/"));
     let answer = request.header("Authorization", world.bearer("alice")).send().await;
     answer.is_ok_and(|answer| answer.status() == 200)

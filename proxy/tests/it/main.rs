@@ -6,6 +6,7 @@ mod expiry;
 mod forwarding;
 mod front;
 mod http2;
+mod http2_attacks;
 mod issuer;
 mod limits;
 mod pki;
