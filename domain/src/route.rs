@@ -1,5 +1,6 @@
 //! The route table: an immutable snapshot of what exists, replaced at each change of the cluster.
 
+pub mod describe;
 mod shards;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

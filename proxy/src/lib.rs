@@ -39,6 +39,7 @@ pub use config::{
     AccessLogConfig, Config, Limits, PlainConfig, Share, SystemAccess, SystemHost, TraceConfig,
 };
 pub use tls::{Certificates, Tls, config as tls_config};
+pub use upstream::clock::monotonic;
 
 use crate::{
     access_log::AccessLog,

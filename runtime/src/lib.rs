@@ -12,6 +12,7 @@ pub mod jwks;
 pub mod open_files;
 pub mod otlp;
 pub mod revocations;
+pub mod routes;
 pub mod secret;
 pub mod service;
 pub mod settings;

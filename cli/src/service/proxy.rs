@@ -123,6 +123,7 @@ impl Parts {
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
         let revocations = self.issuer.revocations(id, secret, &http, &behind)?;
         let gateway = gateway(self.client, &self.config.base_domain, &behind);
+        let shown = runtime::routes::router(gateway.routes.clone(), proxy::monotonic);
         let inputs = proxy::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,
@@ -139,7 +140,7 @@ impl Parts {
             let _until_served = until_served;
             serving.await
         };
-        Ok((serving, gateway.activity))
+        Ok((serving, gateway.activity.merge(shown)))
     }
 }
 

@@ -11,6 +11,8 @@ mod issuer;
 mod limits;
 mod pki;
 mod redirect;
+mod pods;
+mod protocols;
 mod sign_in;
 mod strictness;
 mod tls;

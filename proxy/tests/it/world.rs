@@ -3,8 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use domain::{
-    access::AccessPolicy,
+    access::{AccessPolicy, Target, authorize},
     activity::Tracker,
+    endpoint::Endpoint,
+    identity::{Credential, CredentialKind, Identity},
     route::{Route, RouteSpec, RouteTable, State},
     token::{Expected, Verifier},
     wake::WakeRequest,
@@ -221,6 +223,26 @@ impl World {
 
     pub fn running(&self, upstream: SocketAddr) {
         self.set([spec(State::Running, &[upstream])]);
+    }
+
+    /// What a person would be sent to.
+    pub fn endpoints(&self, user: &str) -> Vec<Endpoint> {
+        let identity = Identity {
+            subject: user.to_owned(),
+            user: user.parse().unwrap(),
+            email: None,
+            groups: Vec::new(),
+            credential: Credential {
+                kind: CredentialKind::SshKey,
+                id: "k".to_owned(),
+                session: None,
+                expires_at: jiff::Timestamp::MAX,
+                scopes: Vec::new(),
+                workload: None,
+            },
+        };
+        let grant = authorize(&self.routes.borrow(), &Arc::new(identity), Target::Host(HOST));
+        grant.unwrap().endpoints().to_vec()
     }
 
     pub fn url(&self, host: &str, path: &str) -> String {
