@@ -16,6 +16,10 @@ pub const REVISION: &str = "dormouse.dev/revision";
 /// The value of [`REVISION`].
 pub const CANARY: &str = "canary";
 
+/// On the pods of an app's canary, in place of [`WORKLOAD`], by which the app's Service finds the
+/// others: the app's name.
+pub const CANARY_OF: &str = "dormouse.dev/canary-of";
+
 /// On a project's namespace: the project's name. A namespace without it is never taken over.
 pub const PROJECT: &str = "dormouse.dev/project";
 

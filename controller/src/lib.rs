@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod agent_key;
+mod canary;
 mod config;
 mod gather;
 mod idle;

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use cluster::{
     labels,
-    resources::{AgentStatus, App, Phase, WorkloadResource, WorkloadStatus, Workspace},
+    resources::{
+        AgentStatus, App, CanaryStatus, Phase, WorkloadResource, WorkloadStatus, Workspace,
+    },
 };
 use domain::workload::WorkloadKind;
 use futures::StreamExt;
@@ -32,7 +34,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Shared, Stores, agent_key, manifest,
+    Shared, Stores, agent_key, canary, manifest,
     phase::{Observed, Told, tell},
 };
 
@@ -107,7 +109,14 @@ pub trait Reconciled: WorkloadResource {
         shared: &Shared,
         namespace: &str,
         awake: bool,
-    ) -> impl Future<Output = Result<(Self::Under, Option<AgentStatus>), ReconcileError>> + Send;
+    ) -> impl Future<Output = Result<Applied<Self::Under>, ReconcileError>> + Send;
+}
+
+/// What the API server made of the manifests.
+pub struct Applied<U> {
+    under: U,
+    agent: Option<AgentStatus>,
+    canary: Option<CanaryStatus>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +136,11 @@ impl Counts {
     }
 }
 
-async fn apply_one<K>(shared: &Shared, namespace: &str, manifest: &Value) -> kube::Result<K>
+pub(crate) async fn apply_one<K>(
+    shared: &Shared,
+    namespace: &str,
+    manifest: &Value,
+) -> kube::Result<K>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
         + Clone
@@ -156,7 +169,7 @@ impl Reconciled for Workspace {
         shared: &Shared,
         namespace: &str,
         awake: bool,
-    ) -> Result<(StatefulSet, Option<AgentStatus>), ReconcileError> {
+    ) -> Result<Applied<StatefulSet>, ReconcileError> {
         let agent = &shared.config.agent;
         let key = agent_key::read_or_make(&shared.client, namespace, &self.name_any()).await?;
         let secret = manifest::agent_secret(self, &key.private, &agent.gateway_key);
@@ -164,7 +177,8 @@ impl Reconciled for Workspace {
         apply_one::<PersistentVolumeClaim>(shared, namespace, &manifest::claim(self)).await?;
         let set = manifest::stateful_set(self, awake, &shared.config);
         let under = apply_one(shared, namespace, &set).await?;
-        Ok((under, Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public })))
+        let agent = Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public });
+        Ok(Applied { under, agent, canary: None })
     }
 }
 
@@ -184,9 +198,11 @@ impl Reconciled for App {
         shared: &Shared,
         namespace: &str,
         awake: bool,
-    ) -> Result<(Deployment, Option<AgentStatus>), ReconcileError> {
+    ) -> Result<Applied<Deployment>, ReconcileError> {
         let deployment = manifest::deployment(self, awake, &shared.config);
-        Ok((apply_one(shared, namespace, &deployment).await?, None))
+        let under = apply_one(shared, namespace, &deployment).await?;
+        let canary = canary::apply(self, shared, namespace, awake).await?;
+        Ok(Applied { under, agent: None, canary })
     }
 }
 
@@ -215,7 +231,7 @@ async fn reconcile<W: Reconciled>(
         apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
         object.apply(shared, namespace, !asleep).await
     };
-    let (under, agent) = match applied.await {
+    let Applied { under, agent, canary } = match applied.await {
         Ok(applied) => applied,
         Err(error) => {
             if let Some(message) = refusal(&error) {
@@ -240,7 +256,9 @@ async fn reconcile<W: Reconciled>(
     // A pod from before the wake counts as ready until it is gone, but nobody can be sent there.
     let ready = if coming && !pods.iter().any(stays) { 0 } else { ready };
     let told = tell(&Observed { wanted: object.replicas(), asleep, replicas, ready, pods: &pods });
-    let after = status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
+    let mut after =
+        status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
+    after.canary = canary;
     write(object, &before, &after, shared).await?;
     Ok(Action::await_change())
 }
@@ -352,6 +370,7 @@ async fn write<W: WorkloadResource>(
         "url": after.url,
         "readySince": after.ready_since,
         "agent": after.agent,
+        "canary": after.canary,
         "replicas": after.replicas,
         "readyReplicas": after.ready_replicas,
         "selector": after.selector,

@@ -3,8 +3,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AppProtocol, EnvVar, IdleSpec, ProtocolName, Resources, RoutingSpec, SecretMount, Sharing,
-    TlsSpec, TrafficSpec, WorkloadStatus,
+    AppProtocol, Canary, EnvVar, IdleSpec, ProtocolName, Resources, RoutingSpec, SecretMount,
+    Sharing, TlsSpec, TrafficSpec, WorkloadStatus,
 };
 
 /// A Streamlit app, a model API or an LLM server.
@@ -29,6 +29,7 @@ use super::{
     printcolumn(name = "Last activity", type_ = "date", json_path = ".status.lastActivity.at"),
     printcolumn(name = "By", type_ = "string", json_path = ".status.lastActivity.who", priority = 1),
     printcolumn(name = "Why", type_ = "string", json_path = ".status.idle.message", priority = 1),
+    printcolumn(name = "Canary %", type_ = "integer", json_path = ".status.canary.weight", priority = 1),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("size(self.metadata.name) <= 30 && self.metadata.name.matches('^[a-z]([a-z0-9]|-[a-z0-9])*$')").message("metadata.name must be at most 30 characters: lower-case letters, digits and single hyphens, beginning with a letter"),
@@ -64,6 +65,9 @@ pub struct AppSpec {
     pub tls: Option<TlsSpec>,
     #[serde(default, skip_serializing_if = "RoutingSpec::is_empty")]
     pub routing: RoutingSpec,
+    /// A new revision, tried by some of the people first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
     /// When the app counts as ready. Unset: as soon as its port accepts connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,

@@ -17,8 +17,10 @@ pub use parts::{
     Storage,
 };
 pub use project::{Member, Project, ProjectPolicy, ProjectSpec, ProjectStatus, Quota, Role};
-pub use routing::{AppProtocol, RoutingSpec, TlsSpec};
-pub use status::{AgentStatus, IdleStatus, LastActivity, Phase, ProgressStatus, WorkloadStatus};
+pub use routing::{AppProtocol, Canary, RoutingSpec, TlsSpec};
+pub use status::{
+    AgentStatus, CanaryStatus, IdleStatus, LastActivity, Phase, ProgressStatus, WorkloadStatus,
+};
 pub use traffic::TrafficSpec;
 pub use workload::WorkloadResource;
 pub use workspace::{Workspace, WorkspaceSpec};

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::EnvVar;
+
 /// What a program speaks at its port, as a Service's `appProtocol` says it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AppProtocol {
@@ -86,6 +88,33 @@ pub struct RoutingSpec {
     pub sticky: bool,
 }
 
+/// A second revision of an app beside the first: the app but for what is set here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Canary {
+    /// Of a hundred people, so many get the canary: always the same ones, and with a growing weight
+    /// nobody goes back.
+    #[schemars(with = "i32", range(min = 0, max = 100))]
+    pub weight: u8,
+    /// How many run when the app is awake.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// Besides the app's variables, and in place of those with the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+}
+
+fn one() -> i32 {
+    1
+}
+
 impl RoutingSpec {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -106,7 +135,8 @@ pub(super) fn routing(app: &super::App, said: Option<&str>) -> Routing {
             UpstreamProtocol::Tls(Arc::new(tls))
         }
     };
-    Routing { protocol, sticky: spec.routing.sticky, canary_weight: 0 }
+    let canary_weight = spec.canary.as_ref().map_or(0, |canary| canary.weight.min(100));
+    Routing { protocol, sticky: spec.routing.sticky, canary_weight }
 }
 
 #[cfg(test)]

@@ -53,6 +53,9 @@ pub struct WorkloadStatus {
     pub idle: Option<IdleStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentStatus>,
+    /// Of an app with a canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
     pub replicas: i32,
     pub ready_replicas: i32,
     /// Label selector of its pods, for the scale subresource.
@@ -63,6 +66,17 @@ pub struct WorkloadStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The second revision of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStatus {
+    /// People out of a hundred who get it while it is ready.
+    #[schemars(with = "i32")]
+    pub weight: u8,
+    pub replicas: i32,
+    pub ready_replicas: i32,
 }
 
 /// How far a start has come.

@@ -36,7 +36,7 @@ use crate::{
         live::LOOK_EVERY,
         scrub::{self, Scrub, Trust},
     },
-    upstream::{CONNECT_PATIENCE, Picked, Tried},
+    upstream::{CONNECT_PATIENCE, HANDSHAKES_MAX, Picked, Tried},
 };
 
 const POOL_SIZE: usize = 512;
@@ -375,7 +375,10 @@ impl ProxyHttp for Engine {
             ctx.tried.add(picked.address);
         }
         let give_up_at = *ctx.give_up_at.get_or_insert(now + CONNECT_PATIENCE);
-        e.set_retry(now < give_up_at);
+        let handshake =
+            matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert);
+        let in_vain = handshake && ctx.tried.count() >= HANDSHAKES_MAX;
+        e.set_retry(now < give_up_at && !in_vain);
         e
     }
 

@@ -37,7 +37,9 @@ use crate::{
         scrub::{Scrub, Trust},
     },
     metrics::Metrics,
-    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, Picked, Tried, stream::UpstreamStream},
+    upstream::{
+        CONNECT_PATIENCE, CONNECT_TIMEOUT, HANDSHAKES_MAX, Picked, Tried, stream::UpstreamStream,
+    },
 };
 
 /// For the upstream to answer the handshake. Some start a kernel first.
@@ -227,6 +229,14 @@ async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(UpstreamStream, Pi
         let connected = UpstreamStream::connect(&picked, &gate.tls);
         match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(stream)) => return Ok((stream, picked)),
+            // What TLS finds wrong.
+            Ok(Err(error))
+                if error.kind() == io::ErrorKind::InvalidData
+                    && tried.count() + 1 >= HANDSHAKES_MAX =>
+            {
+                picked.failed(Instant::now());
+                return Err(Refusal::BadGateway.answer(Audience::Upgrade));
+            }
             _ if Instant::now() >= give_up_at => return Err(missed()),
             _ => {
                 picked.failed(Instant::now());

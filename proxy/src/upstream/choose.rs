@@ -32,6 +32,11 @@ impl Tried {
         self.count > 0 && self.failed.contains(&Some(address))
     }
 
+    /// Tries that failed.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

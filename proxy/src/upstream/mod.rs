@@ -17,6 +17,8 @@ pub use self::choose::Tried;
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// One try of a connection, with its TLS handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Tries that end in a TLS handshake which fails: time makes no bad certificate good.
+pub const HANDSHAKES_MAX: u32 = 3;
 /// Between two tries of one address.
 pub const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection to a workload is kept for the next request: less than the five seconds

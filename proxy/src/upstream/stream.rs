@@ -35,8 +35,9 @@ impl UpstreamStream {
         match &picked.protocol {
             UpstreamProtocol::Http1 | UpstreamProtocol::H2c => Ok(Self::Plain(stream)),
             UpstreamProtocol::Tls(tls) => {
-                let name = tls::server_name(tls).map_err(io::Error::other)?;
-                let config = settings.client(picked.pool, tls).map_err(io::Error::other)?;
+                let bad = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+                let name = tls::server_name(tls).map_err(bad)?;
+                let config = settings.client(picked.pool, tls).map_err(bad)?;
                 let stream = TlsConnector::from(config).connect(name, stream).await?;
                 Ok(Self::Tls(Box::new(stream)))
             }

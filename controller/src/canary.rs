@@ -1,0 +1,167 @@
+//! The second revision of an app: a Deployment and a Service of its own, named `<app>--canary`, which
+//! no app can be called.
+
+use std::fmt::Debug;
+
+use cluster::{
+    labels,
+    resources::{App, Canary, CanaryStatus},
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use kube::{Api, Resource, ResourceExt, api::DeleteParams, core::NamespaceResourceScope};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::{
+    Shared,
+    config::Config,
+    manifest,
+    workload::{ReconcileError, apply_one},
+};
+
+fn name(app: &App) -> String {
+    format!("{}--canary", app.name_any())
+}
+
+/// Makes what lies under it, or takes that away.
+pub async fn apply(
+    app: &App,
+    shared: &Shared,
+    namespace: &str,
+    awake: bool,
+) -> Result<Option<CanaryStatus>, ReconcileError> {
+    let Some(canary) = &app.spec.canary else {
+        // Only what was there is asked for: most apps never have one.
+        if app.status.as_ref().is_some_and(|status| status.canary.is_some()) {
+            delete::<Service>(shared, namespace, &name(app)).await?;
+            delete::<Deployment>(shared, namespace, &name(app)).await?;
+        }
+        return Ok(None);
+    };
+    apply_one::<Service>(shared, namespace, &service(app)).await?;
+    let manifest = deployment(app, canary, awake, &shared.config);
+    let deployment: Deployment = apply_one(shared, namespace, &manifest).await?;
+    let status = deployment.status.unwrap_or_default();
+    Ok(Some(CanaryStatus {
+        weight: canary.weight,
+        replicas: status.replicas.unwrap_or(0),
+        ready_replicas: status.ready_replicas.unwrap_or(0),
+    }))
+}
+
+async fn delete<K>(shared: &Shared, namespace: &str, name: &str) -> kube::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(shared.client.clone(), namespace);
+    match api.delete(name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Of the canary's pods, which the app's own Service does not select.
+fn pod_labels(app: &App) -> Value {
+    let kind = manifest::selector_of(app).remove(labels::KIND);
+    json!({labels::CANARY_OF: app.name_any(), labels::KIND: kind})
+}
+
+/// The object is the app's all the same, and its EndpointSlices say which revision they are of.
+fn rename(manifest: &mut Value, app: &App) {
+    manifest["metadata"]["name"] = json!(name(app));
+    manifest["metadata"]["labels"][labels::REVISION] = json!(labels::CANARY);
+}
+
+fn service(app: &App) -> Value {
+    let mut service = manifest::service(app);
+    rename(&mut service, app);
+    service["spec"]["selector"] = pod_labels(app);
+    service
+}
+
+fn deployment(app: &App, canary: &Canary, awake: bool, config: &Config) -> Value {
+    let mut other = app.clone();
+    let spec = &mut other.spec;
+    spec.replicas = if spec.replicas == 0 { 0 } else { canary.replicas };
+    spec.image = canary.image.clone().unwrap_or(std::mem::take(&mut spec.image));
+    spec.command = canary.command.clone().unwrap_or(std::mem::take(&mut spec.command));
+    spec.args = canary.args.clone().unwrap_or(std::mem::take(&mut spec.args));
+    // A variable that is there twice is refused.
+    spec.env.retain(|old| canary.env.iter().all(|new| new.name != old.name));
+    spec.env.extend(canary.env.iter().cloned());
+    let mut deployment = manifest::deployment(&other, awake, config);
+    rename(&mut deployment, app);
+    deployment["spec"]["selector"]["matchLabels"] = pod_labels(app);
+    let mut labels = pod_labels(app);
+    labels[labels::MANAGED_BY] = json!(labels::MANAGER);
+    deployment["spec"]["template"]["metadata"]["labels"] = labels;
+    deployment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(replicas: i32) -> App {
+        serde_json::from_value(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
+            "metadata": {"name": "web", "namespace": "alice", "uid": "u2"},
+            "spec": {
+                "owner": "alice", "image": "web:1", "args": ["serve"], "replicas": replicas,
+                "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}],
+                "canary": {
+                    "weight": 10, "image": "web:2", "env": [{"name": "B", "value": "2"}],
+                },
+            },
+        }))
+        .unwrap()
+    }
+
+    fn manifest_of(app: &App, awake: bool) -> Value {
+        let config = json!({"base_domain": "localhost", "gateways": [],
+            "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"}});
+        let config = serde_json::from_value(config).unwrap();
+        deployment(app, app.spec.canary.as_ref().unwrap(), awake, &config)
+    }
+
+    #[test]
+    fn it_is_the_app_but_for_what_is_set() {
+        let made = manifest_of(&app(3), true);
+        assert_eq!(made["metadata"]["name"], "web--canary");
+        assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "u2");
+        assert_eq!(made["spec"]["replicas"], 1);
+        let container = &made["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!((&container["image"], &container["args"]), (&json!("web:2"), &json!(["serve"])));
+        let env: Vec<_> = container["env"].as_array().unwrap().iter().skip(1).collect();
+        let expected = [json!({"name": "A", "value": "1"}), json!({"name": "B", "value": "2"})];
+        assert_eq!(env, expected.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn it_sleeps_and_stops_with_the_app() {
+        assert_eq!(manifest_of(&app(3), false)["spec"]["replicas"], 0);
+        assert_eq!(manifest_of(&app(0), true)["spec"]["replicas"], 0);
+    }
+
+    #[test]
+    fn neither_service_selects_the_others_pods() {
+        let app = app(1);
+        let made = manifest_of(&app, true);
+        let selects = |service: &Value, labels: &Value| {
+            let selector = service["spec"]["selector"].as_object().unwrap();
+            selector.iter().all(|(name, value)| labels[name] == *value)
+        };
+        let canary_pods = &made["spec"]["template"]["metadata"]["labels"];
+        let stable_pods = json!(manifest::labels_of(&app));
+        let (stable, canary) = (manifest::service(&app), service(&app));
+        assert!(selects(&canary, canary_pods) && selects(&stable, &stable_pods));
+        assert!(!selects(&stable, canary_pods) && !selects(&canary, &stable_pods));
+        assert_eq!(canary["metadata"]["labels"]["dormouse.dev/workload"], "web");
+        assert_eq!(canary["metadata"]["labels"]["dormouse.dev/revision"], "canary");
+        assert!(stable["metadata"]["labels"]["dormouse.dev/revision"].is_null());
+    }
+}
