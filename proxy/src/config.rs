@@ -101,6 +101,11 @@ pub struct Limits {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub keep_alive: Duration,
+    /// A request body of a length that was said, and that does not come for this long, is not waited
+    /// for.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub body_stall: Duration,
     /// A request or answer body that does not move for this long is cut. WebSockets have no such limit.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -131,6 +136,7 @@ impl Default for Limits {
             head_bytes: 48 * 1024,
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(75),
+            body_stall: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(3 * 3600),
             person: Share::default(),
             token: Share::default(),

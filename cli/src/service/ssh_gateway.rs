@@ -6,7 +6,7 @@ use std::{
 use anyhow::Context as _;
 use axum::Router;
 use kube::Client;
-use runtime::{revocations::Revocations, service::Context, settings};
+use runtime::{handover, revocations::Revocations, service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -76,7 +76,16 @@ impl Parts {
             http,
             listener: self.listener,
         };
-        Ok((ssh_gateway::serve(self.config, inputs, ctx.clone()), gateway.activity))
+        let ctx = ctx.clone();
+        let serving = async move {
+            // Who hands over to us serves until then.
+            tokio::select! {
+                () = handover::until_well(&ctx.health) => {}
+                () = ctx.shutdown.cancelled() => {}
+            }
+            ssh_gateway::serve(self.config, inputs, ctx).await
+        };
+        Ok((serving, gateway.activity))
     }
 }
 

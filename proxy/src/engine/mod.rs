@@ -48,9 +48,13 @@ const H2_IDLE: Duration = Duration::from_secs(300);
 const TOO_LARGE: ErrorType = ErrorType::HTTPStatus(413);
 const TOO_SLOW: ErrorType = ErrorType::HTTPStatus(408);
 
+/// For the rest of a body that nobody wants any more, before the connection is used again.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
 pub struct Engine {
     gate: Arc<Gate>,
     stall_timeout: Duration,
+    body_stall: Duration,
 }
 
 pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<HttpProxy<Engine>> {
@@ -59,7 +63,10 @@ pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<HttpProxy<Engine>> {
         max_retries: TRIES_MAX,
         ..ServerConf::default()
     });
-    let mut proxy = http_proxy(&conf, Engine { gate, stall_timeout: limits.stall_timeout });
+    let mut proxy = http_proxy(
+        &conf,
+        Engine { gate, stall_timeout: limits.stall_timeout, body_stall: limits.body_stall },
+    );
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
@@ -206,6 +213,7 @@ impl ProxyHttp for Engine {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
         session.set_write_timeout(Some(self.stall_timeout));
+        session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         let verdict = self.admit(session, ctx).await.ok_or_else(|| {
             Error::explain(ErrorType::ConnectionClosed, "the client did not wait").into_down()
         })?;
@@ -214,6 +222,9 @@ impl ProxyHttp for Engine {
                 if let Some(time) = admitted.held.body_time {
                     session.set_read_timeout(Some(time));
                     session.set_write_timeout(Some(time));
+                } else if session.req_header().headers.contains_key(header::CONTENT_LENGTH) {
+                    // Who says how much will come has it ready. Streams may be silent for long.
+                    session.set_read_timeout(Some(self.body_stall));
                 }
                 ctx.admitted = Some(admitted);
                 Ok(false)

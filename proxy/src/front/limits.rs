@@ -56,8 +56,11 @@ impl Limits {
         if counts.all >= self.all_max {
             return Err(Full::All);
         }
+        // Beyond its first connection no address gets more than is left for all others: the next
+        // greedy one takes half of the rest, and there is always room for one that has none.
+        let most = self.per_address_max.min(self.all_max.saturating_sub(counts.all));
         let mine = counts.by_address.entry(address).or_default();
-        if *mine >= self.per_address_max {
+        if *mine > 0 && *mine >= most || *mine >= self.per_address_max {
             return Err(Full::Address);
         }
         *mine += 1;
@@ -104,6 +107,23 @@ pub fn share(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attack_11_idle_connections_of_a_few_addresses_leave_room_for_everybody_else() {
+        let limits = Limits::new(1000, 400);
+        let mut held = Vec::new();
+        for greedy in 0..9u8 {
+            let address = IpAddr::from([192, 0, 2, greedy]);
+            while let Ok(permit) = limits.take(address) {
+                held.push(permit);
+            }
+        }
+        assert!(held.len() < 1000, "{} of 1000 are taken", held.len());
+        let others = (0..50u8).map(|other| limits.take(IpAddr::from([198, 51, 100, other])));
+        let others: Vec<_> = others.collect();
+        let served = others.iter().filter(|other| other.is_ok()).count();
+        assert!(served > 0 && others[0].is_ok(), "{served} of 50");
+    }
 
     #[test]
     fn attack_11_one_address_leaves_room_for_others() {
