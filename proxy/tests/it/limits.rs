@@ -189,8 +189,14 @@ async fn attack_24_a_flood_of_strangers_wakes_nothing_counts_for_nothing_and_fil
     world.set([spec(State::Sleeping, &[])]);
     let client = world.client(true);
     let mut seen = std::collections::BTreeMap::new();
+    let series = || world.registry.gather().iter().map(|f| f.get_metric().len()).sum::<usize>();
+    let mut before = 0;
     for n in 0..300 {
-        let request = client.get(world.url(HOST, &format!("/{n}")));
+        if n == 100 {
+            before = series();
+        }
+        let host = if n % 2 == 0 { HOST.to_owned() } else { format!("n{n}--alice.example.test") };
+        let request = client.get(world.url(&host, &format!("/{n}")));
         let request = match n % 3 {
             0 => request.header("Accept", "text/html"),
             1 => request.header("Authorization", format!("Bearer a.b{n}.c")),
@@ -199,6 +205,7 @@ async fn attack_24_a_flood_of_strangers_wakes_nothing_counts_for_nothing_and_fil
         let status = request.send().await.unwrap().status().as_u16();
         *seen.entry(status).or_insert(0) += 1;
     }
+    assert_eq!(series(), before, "metrics do not grow with what is asked for");
     assert!(seen[&429] > 200, "{seen:?}");
     assert!(seen.keys().all(|status| [302, 303, 401, 429].contains(status)), "{seen:?}");
     assert!(world.wakes.try_recv().is_err(), "nothing was asked to wake");
