@@ -98,7 +98,7 @@ pub async fn serve(front: &Front, conn: Box<Conn>, head: Bytes) {
 }
 
 enum Handshake {
-    Upgraded(Asked, Box<Pump<Box<Conn>, UpstreamStream>>),
+    Upgraded(Box<Asked>, Box<Pump<Box<Conn>, UpstreamStream>>),
     /// Refused, answered otherwise, or left.
     Over,
 }
@@ -181,7 +181,10 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         asked.outstanding = outstanding;
         asked.presence = front.gate.enter(&admitted.destination);
         let listener = listener(&head, *admitted);
-        return Handshake::Upgraded(asked, Box::new(Pump::new(conn, upstream, rest, listener)));
+        return Handshake::Upgraded(
+            Box::new(asked),
+            Box::new(Pump::new(conn, upstream, rest, listener)),
+        );
     }
     let status = response.status;
     let moved = relay(conn, upstream, response, rest, stall).await;
