@@ -27,6 +27,9 @@ const { values: options } = parseArgs({
   },
 });
 
+// The workload's pod has a working directory of its own.
+for (const name of ['binary', 'load']) options[name] = path.resolve(options[name]);
+
 /** People who send requests, each on a connection of theirs and with a token of their own. */
 const PEOPLE = 64;
 const CHANNEL = '/api/kernels/1/channels';
@@ -120,7 +123,7 @@ async function main() {
     const { rows, trouble, sockets, rate, minutes } = await soak(system);
     const how = options.tls ? ' over TLS' : '';
     const text = [
-      `# ${sockets} silent WebSockets and ${rate} requests per second${how}, ${minutes} minutes`,
+      `# ${sockets} silent WebSockets and ${rate} requests per second${how}, for ${minutes} min`,
       '',
       `${os.cpus().length} cores of ${os.cpus()[0].model}; the proxy on one, everything else on another.`,
       'Of a hundred requests 70 are small GETs, 12 uploads of 4 KiB, 10 answers of 64 KiB, 4 HEADs and 4 WebSockets that open,',

@@ -3,6 +3,7 @@
 //! `docs/strict-http.md`; `DORMOUSE_WRITE_STRICT_HTTP=1` writes it anew.
 
 mod corpus;
+mod downgrade;
 mod outcome;
 mod peers;
 mod recorder;
