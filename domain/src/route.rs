@@ -120,6 +120,14 @@ impl Route {
         self.spec.protocol
     }
 
+    pub fn routing(&self) -> &Routing {
+        &self.spec.routing
+    }
+
+    pub fn traffic(&self) -> &Traffic {
+        &self.spec.traffic
+    }
+
     pub(crate) fn spec(&self) -> &RouteSpec {
         &self.spec
     }

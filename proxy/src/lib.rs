@@ -1,8 +1,8 @@
 //! Serves HTTP and WebSocket: the gate, and the engines behind it.
 //!
 //! [`serve`] runs the whole service. A connection is accepted and its heads are read by `front`;
-//! `gate` decides on each request; `engine` (pingora) and `tunnel` (upgraded streams) carry the
-//! bytes; `session` signs browsers in.
+//! `gate` decides on each request; `lane` (plain exchanges), `engine` (pingora, for all others) and
+//! `tunnel` (upgraded streams) carry the bytes; `session` signs browsers in.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access_log;
@@ -11,6 +11,7 @@ mod config;
 mod engine;
 mod front;
 mod gate;
+mod lane;
 mod metrics;
 mod pages;
 mod redirect;

@@ -21,6 +21,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Label of the fast lane.
+    pub const LANE: &str = "lane";
+
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
         let counters = |name: &str, help: &str, labels: &[&str]| {

@@ -138,7 +138,7 @@ impl Redirect {
             }
         };
         self.metrics.answered("redirect", answer.status);
-        timeout(LINGER, write_answer(tcp, &answer.closing(), head_only)).await??;
+        timeout(LINGER, write_answer(tcp, &answer.closing(), head_only, true)).await??;
         tcp.shutdown().await?;
         // A body that nobody wants is read for a moment, or closing would reset the connection
         // before the answer has been read.

@@ -285,14 +285,17 @@ impl ProxyHttp for Engine {
         if both_http_2(session.req_header().version, upstream.version) && scrub.te_trailers() {
             upstream.insert_header(header::TE, "trailers")?;
         }
-        for (name, value) in &admitted.headers {
-            upstream.insert_header(*name, value.as_bytes())?;
-        }
         if admitted.keep_alive.is_some() && upstream.version == Version::HTTP_11 {
             // One connection, one answer: see `keep_alive`.
             upstream.insert_header(header::CONNECTION, "close")?;
         }
-        Ok(())
+        let mut set = Ok(());
+        admitted.fields(&head, |name, value| {
+            if set.is_ok() {
+                set = upstream.insert_header(name, value);
+            }
+        });
+        set
     }
 
     /// Cuts a body that did not say how long it is, or takes too long.
@@ -492,7 +495,7 @@ impl ProxyHttp for Engine {
             status,
             bytes: session.body_bytes_sent() as u64,
             took: ctx.started.elapsed(),
-            user: ctx.admitted.as_ref().and_then(|admitted| admitted.user.as_deref()),
+            user: ctx.admitted.as_ref().and_then(|admitted| admitted.user()),
             admitted: ctx.admitted.is_some(),
             broken_off: error.is_some(),
         };

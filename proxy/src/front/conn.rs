@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType, l4::socket::SocketAddr as PingoraAddr,
@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
+use tokio_util::io::poll_read_buf;
 
 use super::{chunked::Chunked, head::BodyFraming, io::Io, limits::Permit};
 
@@ -81,11 +82,17 @@ impl Conn {
         self.client
     }
 
+    /// What [`Self::client_socket`] is when that is who sends the next request.
+    pub fn socket_of(&self, client: IpAddr) -> SocketAddr {
+        if self.client.ip() == client { self.client } else { SocketAddr::new(client, 0) }
+    }
+
     /// Sets who sends the next request.
     pub fn set_client(&mut self, client: IpAddr) {
-        if self.client.ip() != client {
-            self.client = SocketAddr::new(client, 0);
-            self.socket = digest(&self.io, self.client);
+        let client = self.socket_of(client);
+        if client != self.client {
+            self.client = client;
+            self.socket = digest(&self.io, client);
         }
     }
 
@@ -102,6 +109,9 @@ impl Conn {
     }
 
     pub fn take_ahead(&mut self, length: usize) -> BytesMut {
+        if length == self.ahead.len() {
+            return std::mem::take(&mut self.ahead);
+        }
         let taken = self.ahead.split_to(length.min(self.ahead.len()));
         self.forget_buffer();
         taken
@@ -143,6 +153,42 @@ impl Conn {
         }
     }
 
+    /// Reads what comes unasked, up to a bound: to notice that the client leaves. 0 at the end of the
+    /// stream.
+    pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Ok(0));
+        }
+        if self.ahead.len() >= AHEAD_MAX {
+            return Poll::Pending;
+        }
+        let read = self.poll_more(cx, READ_HEAD);
+        self.forget_buffer();
+        read
+    }
+
+    /// Reads of a body of which so much is left. 0 at the end of the stream.
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut BytesMut,
+        left: u64,
+    ) -> Poll<io::Result<usize>> {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        if self.ahead.is_empty() {
+            if self.ended {
+                return Poll::Ready(Ok(0));
+            }
+            into.reserve(left.min(READ));
+            return poll_read_buf(Pin::new(&mut self.io), cx, &mut into.limit(left.min(READ)));
+        }
+        let taken = self.ahead.len().min(left);
+        into.extend_from_slice(self.ahead.get(..taken).unwrap_or_default());
+        self.ahead.advance(taken);
+        self.forget_buffer();
+        Poll::Ready(Ok(taken))
+    }
+
     /// Waits until the client closes. What it sends meanwhile is kept, up to a bound.
     pub async fn closed(&mut self) {
         self.lent = Lent::Length(0);
@@ -172,12 +218,9 @@ impl Conn {
         }
     }
 
-    fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+    fn poll_more(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         self.ahead.reserve(room);
-        let before = self.ahead.len();
-        let read = std::pin::pin!(self.io.read_buf(&mut self.ahead));
-        ready!(std::future::Future::poll(read, cx))?;
-        let read = self.ahead.len() - before;
+        let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.ahead))?;
         self.ended |= read == 0;
         Poll::Ready(Ok(read))
     }
@@ -205,13 +248,13 @@ impl AsyncRead for Conn {
             if this.ahead.len() >= AHEAD_MAX {
                 return Poll::Pending;
             }
-            ready!(this.poll_ahead(cx, READ_HEAD))?;
+            ready!(this.poll_more(cx, READ_HEAD))?;
         }
         if this.ahead.is_empty() {
             if matches!(this.lent, Lent::All) {
                 return Pin::new(&mut this.io).poll_read(cx, out);
             }
-            if !this.ended && ready!(this.poll_ahead(cx, READ))? == 0 {
+            if !this.ended && ready!(this.poll_more(cx, READ))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -1,6 +1,6 @@
 //! One client connection, from its handshake to its end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use pingora::{
     apps::{HttpServerApp, ServerApp},
@@ -9,7 +9,7 @@ use pingora::{
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 use tokio_rustls::server::TlsStream;
 
@@ -22,16 +22,26 @@ use super::{
     limits::Permit,
     write_answer,
 };
-use crate::{answer::Refusal, gate::head::Audience, tcp, tunnel};
+use crate::{
+    answer::Refusal,
+    gate::head::Audience,
+    lane::{self, After, Deadline},
+    tcp, tunnel,
+};
 
 /// How long a client may take to read a refusal before the connection is closed under it.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The next head: how long it is, how its body is framed, and for whom.
+/// The next head: how long it is, and for whom.
 struct Next {
     length: usize,
-    body: BodyFraming,
-    upgrade: bool,
+    engine: Engine,
+}
+
+enum Engine {
+    Tunnel,
+    Lane(lane::Begun),
+    General(BodyFraming),
 }
 
 enum NoNext {
@@ -63,8 +73,9 @@ pub(super) async fn serve(
         Box::pin(front.engine.process_new(stream, &front.stopping_watch)).await;
         return;
     }
+    let mut deadline = Deadline::default();
     loop {
-        let next = match next_head(&front, &mut conn, peer, hops).await {
+        let next = match next_head(&front, &mut conn, &mut deadline, peer, hops).await {
             Ok(next) => next,
             Err(NoNext::Over) => {
                 // So that the client knows that nothing was cut off.
@@ -78,14 +89,27 @@ pub(super) async fn serve(
                 return goodbye(&mut conn, &refusal).await;
             }
         };
-        if next.upgrade {
-            let head = conn.take_ahead(next.length).freeze();
-            return Box::pin(tunnel::serve(&front, conn, head)).await;
-        }
-        conn.lend(next.length, next.body);
-        match Box::pin(through_engine(&front, conn)).await {
-            Some(back) => conn = back,
-            None => return,
+        match next.engine {
+            Engine::Tunnel => {
+                let head = conn.take_ahead(next.length).freeze();
+                return Box::pin(tunnel::serve(&front, conn, head)).await;
+            }
+            Engine::Lane(begun) => {
+                let head = conn.take_ahead(next.length);
+                let served = lane::serve(&front, &mut conn, &mut deadline, begun, head);
+                match Box::pin(served).await {
+                    After::Next => {}
+                    After::Close => return part(&mut conn).await,
+                    After::Cut => return,
+                }
+            }
+            Engine::General(body) => {
+                conn.lend(next.length, body);
+                match Box::pin(through_engine(&front, conn)).await {
+                    Some(back) => conn = back,
+                    None => return,
+                }
+            }
         }
     }
 }
@@ -127,30 +151,31 @@ async fn through_engine(front: &Front, conn: Box<Conn>) -> Option<Box<Conn>> {
 async fn next_head(
     front: &Front,
     conn: &mut Conn,
+    deadline: &mut Deadline,
     peer: SocketAddr,
     hops: Option<&TrustedHops>,
 ) -> Result<Next, NoNext> {
     let limits = &front.limits;
     if conn.ahead().is_empty() {
         let first = tokio::select! {
-            first = timeout(limits.keep_alive, conn.read_ahead()) => first,
+            first = deadline.bound(Instant::now() + limits.keep_alive, conn.read_ahead()) => first,
             () = front.idle_over() => return Err(NoNext::Over),
         };
-        if !matches!(first, Ok(Ok(true))) {
+        if !matches!(first, Some(Ok(true))) {
             return Err(NoNext::Over);
         }
     }
-    let deadline = Instant::now() + limits.head_timeout;
+    let slow_at = Instant::now() + limits.head_timeout;
     let length = loop {
         match head::length(conn.ahead(), limits.head_bytes) {
             Ok(Some(length)) => break length,
             Ok(None) => {}
             Err(refusal) => return Err(NoNext::Refused(refusal)),
         }
-        match timeout_at(deadline, conn.read_ahead()).await {
-            Ok(Ok(true)) => {}
-            Ok(_) => return Err(NoNext::Over),
-            Err(_) => return Err(NoNext::TooSlow),
+        match deadline.bound(slow_at, conn.read_ahead()).await {
+            Some(Ok(true)) => {}
+            Some(_) => return Err(NoNext::Over),
+            None => return Err(NoNext::TooSlow),
         }
     };
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
@@ -160,23 +185,36 @@ async fn next_head(
     if upgrade && (parsed.body != BodyFraming::Length(0) || !parsed.http_11) {
         return Err(NoNext::Refused(Refusal::BadRequest("A WebSocket handshake has no body")));
     }
-    let body = parsed.body;
-    if let Some(hops) = hops {
-        let client = hops.client(peer.ip(), &parsed.head);
+    let client = hops.map(|hops| hops.client(peer.ip(), &parsed.head));
+    let from = client.map_or(conn.client_socket(), |client| conn.socket_of(client));
+    let engine = if upgrade {
+        Engine::Tunnel
+    } else {
+        let begun = front.fast_lane.then(|| lane::begin(front, from, bytes, &parsed)).flatten();
+        begun.map_or(Engine::General(parsed.body), Engine::Lane)
+    };
+    if let Some(client) = client {
         conn.set_client(client);
     }
-    Ok(Next { length, body, upgrade })
+    Ok(Next { length, engine })
 }
 
-/// Refuses and closes. What the client still sends is read for a moment, or closing would reset the
-/// connection before it has read the answer.
+/// Refuses and closes.
 async fn goodbye(conn: &mut Conn, refusal: &Refusal) {
     let said = async {
         let answer = refusal.answer(Audience::Client).closing();
-        write_answer(conn, &answer, false).await?;
-        conn.shutdown().await
+        write_answer(conn, &answer, false, true).await?;
+        Ok::<_, io::Error>(())
     };
     if timeout(LINGER, said).await.is_ok_and(|said| said.is_ok()) {
+        part(conn).await;
+    }
+}
+
+/// Closes a connection on which an answer has just left. What the client still sends is read for a
+/// moment, or closing would reset the connection before it has read the answer.
+async fn part(conn: &mut Conn) {
+    if timeout(LINGER, conn.shutdown()).await.is_ok() {
         let drained = async {
             while conn.read_ahead().await.is_ok_and(|more| more) {
                 let length = conn.ahead().len();

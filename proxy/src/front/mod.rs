@@ -24,7 +24,7 @@ use self::{
     hops::TrustedHops,
     limits::{Full, Limits, Permit},
 };
-use crate::{config, engine::Engine, gate::Gate, metrics::Metrics, tls::Acceptor};
+use crate::{config, engine::Engine, gate::Gate, lane::Lane, metrics::Metrics, tls::Acceptor};
 
 pub use write::write_answer;
 
@@ -38,6 +38,8 @@ const IDLE_GRACE: Duration = Duration::from_secs(5);
 pub struct Front {
     pub(crate) gate: Arc<Gate>,
     pub(crate) engine: Arc<HttpProxy<Engine>>,
+    pub(crate) lane: Lane,
+    fast_lane: bool,
     pub(crate) limits: config::Limits,
     pub(crate) metrics: Metrics,
     tls: Acceptor,
@@ -96,6 +98,8 @@ impl Front {
             going: gate.going.clone(),
             gate,
             engine,
+            lane: Lane::new(),
+            fast_lane: config.fast_lane,
             tls,
             hops,
             connections: Limits::new(limits.connections, limits.connections_per_address),

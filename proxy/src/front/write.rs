@@ -8,12 +8,13 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::answer::{Answer, Body};
 
-/// Always closes the connection afterwards, and says so. A streamed body is not written here: no
+/// `close` says that the connection ends afterwards. A streamed body is not written here: no
 /// answer to a handshake or to a broken head has one.
 pub async fn write_answer(
     to: &mut (impl AsyncWrite + Unpin),
     answer: &Answer,
     head_only: bool,
+    close: bool,
 ) -> io::Result<()> {
     let none = Bytes::new();
     let body = match &answer.body {
@@ -27,7 +28,9 @@ pub async fn write_answer(
         let value: String = value.chars().filter(|c| !c.is_control()).collect();
         let _ = write!(text, "{name}: {value}\r\n");
     }
-    let _ = write!(text, "Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let connection = if close { "close" } else { "keep-alive" };
+    let length = body.len();
+    let _ = write!(text, "Content-Length: {length}\r\nConnection: {connection}\r\n\r\n");
     let mut bytes = text.into_bytes();
     if !head_only {
         bytes.extend_from_slice(body);

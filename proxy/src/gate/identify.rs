@@ -22,10 +22,10 @@ pub(super) enum Via {
     Session,
 }
 
-pub(super) struct SignedIn {
+pub(super) struct SignedIn<'a> {
     pub identity: Arc<Identity>,
     pub via: Via,
-    pub token: String,
+    pub token: Cow<'a, str>,
     /// Session cookies to set with the answer.
     pub cookies: Vec<String>,
 }
@@ -48,11 +48,11 @@ impl Unidentified {
 }
 
 impl Gate {
-    pub(super) async fn identify(
+    pub(super) async fn identify<'a>(
         &self,
-        head: &Head<'_>,
+        head: &Head<'a>,
         now: Timestamp,
-    ) -> Result<SignedIn, Unidentified> {
+    ) -> Result<SignedIn<'a>, Unidentified> {
         match credential::presented(head) {
             Err(error @ CredentialError::MalformedCookie) => {
                 Err(Unidentified::Session(error.to_string()))
@@ -63,7 +63,7 @@ impl Gate {
                 Ok(identity) => Ok(SignedIn {
                     identity,
                     via: Via::Bearer,
-                    token: token.to_owned(),
+                    token: Cow::Borrowed(token),
                     cookies: Vec::new(),
                 }),
                 Err(_) if !self.verifier.has_keys() => Err(Unidentified::NotYet),
@@ -89,18 +89,14 @@ impl Gate {
 
     /// A session past half its token's life is renewed beside the request; one past its end before
     /// it. Only a token that was truly ours once makes us ask the issuer.
-    async fn session(
+    async fn session<'a>(
         &self,
-        access: &str,
+        access: &'a str,
         refresh: Option<&str>,
         now: Timestamp,
-    ) -> Result<SignedIn, Unidentified> {
-        let signed_in = |identity, token: Cow<'_, str>, cookies| SignedIn {
-            identity,
-            via: Via::Session,
-            token: token.into_owned(),
-            cookies,
-        };
+    ) -> Result<SignedIn<'a>, Unidentified> {
+        let signed_in =
+            |identity, token, cookies| SignedIn { identity, via: Via::Session, token, cookies };
         match self.verify(access, now) {
             Ok(identity) => {
                 let due = Renewals::is_due(identity.credential.expires_at, now);
@@ -111,7 +107,7 @@ impl Gate {
                 Ok(match renewed {
                     Some(renewed) => {
                         let cookies = renewed.cookies();
-                        signed_in(renewed.identity, Cow::Borrowed(&*renewed.token), cookies)
+                        signed_in(renewed.identity, Cow::Owned(renewed.token.to_string()), cookies)
                     }
                     None => signed_in(identity, Cow::Borrowed(access), Vec::new()),
                 })
@@ -122,7 +118,11 @@ impl Gate {
                 match self.sessions.renewals.now(refresh, now).await {
                     Outcome::Renewed(renewed) => {
                         let cookies = renewed.cookies();
-                        Ok(signed_in(renewed.identity, Cow::Borrowed(&*renewed.token), cookies))
+                        Ok(signed_in(
+                            renewed.identity,
+                            Cow::Owned(renewed.token.to_string()),
+                            cookies,
+                        ))
                     }
                     Outcome::Ended | Outcome::Failed => Err(ended()),
                 }

@@ -47,6 +47,11 @@ impl Presence {
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
+
+    /// Cancelled when the right to the workload is lost.
+    pub fn token(&self) -> CancellationToken {
+        self.lost.clone()
+    }
 }
 
 impl Drop for Presence {

@@ -1,6 +1,7 @@
 //! The gate: who is asking, may they, is it there, and what the upstream is told. One piece of code
 //! under every engine: an engine hands in a parsed [`Head`] and gets a [`Verdict`].
 
+mod admitted;
 mod closed;
 pub mod credential;
 pub mod head;
@@ -21,12 +22,11 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use domain::{
     access::{self, Grant, Target},
-    activity::{Guard, How},
+    activity::How,
     classify,
     route::RouteTable,
     token::Verifier,
@@ -61,6 +61,8 @@ use crate::{
     trace::Traces,
     upstream::{sticky, tls::TlsSettings},
 };
+
+pub use admitted::{Admitted, Destination};
 
 /// Sessions whose first use of a workload has been written to the audit log.
 const OPENED_REMEMBERED: usize = 50_000;
@@ -120,43 +122,9 @@ pub fn is_own_path(path: &str) -> bool {
     own::Own::of(path) != own::Own::No
 }
 
-/// Where an admitted request goes. A workload only ever by its grant.
-#[derive(Debug, Clone)]
-pub enum Destination {
-    Workload(Grant),
-    Service { name: String, address: SocketAddr },
-}
-
-/// A request that may go on. Counts as presence for as long as it lives.
-#[derive(Debug)]
-pub struct Admitted {
-    pub destination: Destination,
-    pub trust: Trust,
-    /// Fields to set, after everything that looks like them was removed.
-    pub headers: Vec<(&'static str, String)>,
-    /// Renewed session cookies for the answer.
-    pub set_cookies: Vec<String>,
-    pub guard: Option<Guard>,
-    pub user: Option<String>,
-    /// The pod that a browser has been using, by its cookie.
-    pub sticky: Option<sticky::Tag>,
-    /// What it counts against, and is held to.
-    pub held: Held,
-    /// A stream of server-sent events that is silent for this long is kept alive.
-    pub keep_alive: Option<Duration>,
-}
-
-impl Admitted {
-    /// What the answer says besides what the upstream does.
-    pub fn answer_fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let cookies = self.set_cookies.iter().map(|cookie| ("Set-Cookie", cookie.as_str()));
-        cookies.chain(self.held.fields.iter().map(|(name, value)| (*name, value.as_str())))
-    }
-}
-
 /// One request of somebody who is signed in.
 struct Asked<'a> {
-    signed_in: SignedIn,
+    signed_in: SignedIn<'a>,
     own: own::Own,
     head: &'a Head<'a>,
     host: &'a str,
@@ -376,18 +344,16 @@ impl Gate {
         self.record_opened(&signed_in, &grant, audience, from, now);
 
         held.trace = self.traces.begin(head, grant.workload(), now);
-        let mut headers = scrub::identity_headers(&signed_in.identity);
-        headers.extend(self.forwarded(head, from));
-        headers.extend(held.trace_fields());
         Ok(Verdict::Forward(Box::new(Admitted {
             trust: Trust::Workload,
-            headers,
             set_cookies: signed_in.cookies,
             guard: Some(guard),
-            user: Some(signed_in.identity.user.as_str().to_owned()),
+            from,
+            token: None,
             held,
             keep_alive: grant.traffic().keep_alive,
             sticky: grant.routing().sticky.then(|| sticky::read(head)).flatten(),
+            identity: Some(signed_in.identity),
             destination: Destination::Workload(grant),
         })))
     }
@@ -395,7 +361,7 @@ impl Gate {
     fn to_service(
         &self,
         system: &SystemHost,
-        signed_in: Option<SignedIn>,
+        signed_in: Option<SignedIn<'_>>,
         head: &Head<'_>,
         host: &str,
         from: IpAddr,
@@ -404,36 +370,25 @@ impl Gate {
     ) -> Result<Verdict, Refusal> {
         held.check_length(head)?;
         held.trace = self.traces.begin(head, host, now);
-        let mut headers = self.forwarded(head, from);
         let mut admitted = Admitted {
             destination: Destination::Service { name: host.to_owned(), address: system.upstream },
             trust: Trust::Service,
-            headers: Vec::new(),
             set_cookies: Vec::new(),
             guard: None,
-            user: None,
+            from,
+            identity: None,
+            token: None,
             sticky: None,
             held,
             keep_alive: None,
         };
         if let Some(signed_in) = signed_in {
-            headers.push(("Authorization", format!("Bearer {}", signed_in.token)));
             admitted.trust = Trust::ServiceWithToken;
+            admitted.token = Some(signed_in.token.into_owned());
             admitted.set_cookies = signed_in.cookies;
-            admitted.user = Some(signed_in.identity.user.as_str().to_owned());
+            admitted.identity = Some(signed_in.identity);
         }
-        headers.extend(admitted.held.trace_fields());
-        admitted.headers = headers;
         Ok(Verdict::Forward(Box::new(admitted)))
-    }
-
-    /// No outsider is believed: we say what we saw ourselves.
-    fn forwarded(&self, head: &Head<'_>, from: IpAddr) -> Vec<(&'static str, String)> {
-        vec![
-            ("X-Forwarded-For", from.to_string()),
-            ("X-Forwarded-Proto", "https".to_owned()),
-            ("X-Forwarded-Host", head.authority.to_owned()),
-        ]
     }
 
     fn record(&self, now: Timestamp, event: Event<'_>) {
@@ -443,7 +398,7 @@ impl Gate {
     /// Once per session and workload, and for each WebSocket.
     fn record_opened(
         &self,
-        signed_in: &SignedIn,
+        signed_in: &SignedIn<'_>,
         grant: &Grant,
         audience: Audience,
         from: IpAddr,

@@ -51,7 +51,7 @@ impl Own {
     }
 }
 
-pub(super) fn who_am_i(signed_in: &SignedIn, grant: Option<&Grant>) -> Answer {
+pub(super) fn who_am_i(signed_in: &SignedIn<'_>, grant: Option<&Grant>) -> Answer {
     let identity = &signed_in.identity;
     let body = json!({
         "user": identity.user.as_str(),
@@ -70,7 +70,7 @@ impl Gate {
         own: Own,
         head: &Head<'_>,
         host: &str,
-        identified: &Result<SignedIn, Unidentified>,
+        identified: &Result<SignedIn<'_>, Unidentified>,
         from: IpAddr,
         now: Timestamp,
     ) -> Option<Answer> {

@@ -13,7 +13,12 @@ use domain::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Admitted, Destination, Gate, head::Audience, wake};
+use super::{
+    Admitted, Destination, Gate,
+    head::Audience,
+    host::{self, Host},
+    wake,
+};
 use crate::{
     answer::{Answer, Refusal},
     pages,
@@ -25,6 +30,16 @@ use crate::{
 };
 
 impl Gate {
+    /// Whether a host's requests may take the fast lane: its pods speak HTTP/1.1 without TLS, and its
+    /// silent streams are left alone. Says nothing about who may.
+    pub fn is_plain(&self, authority: &str) -> bool {
+        let Ok(Host::Ours(host)) = host::parse(authority, &self.base_domain) else { return false };
+        self.routes.borrow().by_host(&host).is_none_or(|route| {
+            route.routing().protocol == UpstreamProtocol::Http1
+                && route.traffic().keep_alive.is_none()
+        })
+    }
+
     /// A grant that can be dialled, or the waiting page. An open page's background requests get an
     /// answer at once and wake nothing, or no workload with a tab left open would ever sleep.
     pub(super) async fn when_ready(

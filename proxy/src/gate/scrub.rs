@@ -55,9 +55,9 @@ impl<'a> Scrub<'a> {
             // What is right of them the gate sets anew.
             || is("traceparent")
             || is("tracestate")
-            || HOP_BY_HOP.iter().any(|other| is(other))
+            || is_hop_by_hop(name)
             || is_look_alike(name)
-            || self.nominated.iter().any(|other| folded_eq(name.as_bytes(), other));
+            || self.nominated.iter().any(|other| is_nominated(name, other));
         !gone
     }
 
@@ -102,6 +102,16 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
     "http2-settings",
 ];
+
+/// Whether a field is for one connection only, in requests and in answers.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
+/// Whether an option of `Connection` means that field.
+pub fn is_nominated(name: &str, option: &[u8]) -> bool {
+    folded_eq(name.as_bytes(), option)
+}
 
 /// Fields by which some proxy tells a program who is asking, from where, or for what: beginnings.
 const LOOK_ALIKE_STARTS: [&str; 14] = [
@@ -157,19 +167,23 @@ fn is_look_alike(name: &str) -> bool {
         })
 }
 
-/// What we say of the request, and of who sent it.
-pub fn identity_headers(identity: &Identity) -> Vec<(&'static str, String)> {
-    let mut headers = vec![("X-Forwarded-User", identity.user.as_str().to_owned())];
+/// What we say of who sent the request.
+pub fn identity_fields(identity: &Identity, mut set: impl FnMut(&'static str, &[u8])) {
+    set("X-Forwarded-User", identity.user.as_str().as_bytes());
     if let Some(email) = identity.email.as_deref().filter(|email| is_field_text(email)) {
-        headers.push(("X-Forwarded-Email", email.to_owned()));
+        set("X-Forwarded-Email", email.as_bytes());
     }
     // A comma separates; a group whose name has one cannot be said.
     let groups = identity.groups.iter().map(String::as_str);
-    let groups: Vec<_> = groups.filter(|g| is_field_text(g) && !g.contains(',')).collect();
-    if !groups.is_empty() {
-        headers.push(("X-Forwarded-Groups", groups.join(",")));
+    let mut groups = groups.filter(|g| is_field_text(g) && !g.contains(','));
+    let Some(first) = groups.next() else { return };
+    match groups.next() {
+        None => set("X-Forwarded-Groups", first.as_bytes()),
+        Some(second) => {
+            let all: Vec<_> = [first, second].into_iter().chain(groups).collect();
+            set("X-Forwarded-Groups", all.join(",").as_bytes());
+        }
     }
-    headers
 }
 
 fn is_field_text(text: &str) -> bool {

@@ -131,7 +131,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         }
         Verdict::Forward(admitted) => admitted,
     };
-    asked.user = admitted.user.take();
+    asked.user = admitted.user().map(str::to_owned);
     asked.held = std::mem::take(&mut admitted.held);
     let dialled = async {
         let (mut upstream, mut picked) = connect(&front.gate, &admitted).await?;
@@ -215,7 +215,7 @@ impl Asked {
 
 async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
     let written = timeout(REFUSAL_TIMEOUT, async {
-        write_answer(conn, answer, false).await?;
+        write_answer(conn, answer, false, true).await?;
         conn.shutdown().await
     });
     let broken_off = !matches!(written.await, Ok(Ok(())));
@@ -269,9 +269,7 @@ fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
     if let Some(cookie) = scrub.cookie() {
         push_field(&mut bytes, "Cookie", &cookie);
     }
-    for (name, value) in &admitted.headers {
-        push_field(&mut bytes, name, value.as_bytes());
-    }
+    admitted.fields(head, |name, value| push_field(&mut bytes, name, value));
     bytes.extend_from_slice(b"\r\n");
     bytes
 }

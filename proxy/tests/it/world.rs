@@ -144,6 +144,7 @@ impl World {
             limits: Limits::default(),
             access_log: Default::default(),
             trace: Default::default(),
+            fast_lane: true,
             drain_grace: Duration::from_millis(300),
         };
         adjust(&mut config);
