@@ -152,9 +152,8 @@ async fn echo(mut tcp: TcpStream, mut bytes: Vec<u8>) -> anyhow::Result<()> {
             tcp.readable().await?;
             bytes.reserve(512);
         }
-        match tcp.read_buf(&mut bytes).await? {
-            0 => return Ok(()),
-            _ => {}
+        if tcp.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
         }
     }
 }
