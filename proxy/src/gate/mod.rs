@@ -214,7 +214,7 @@ impl Gate {
             }
             if system.access == SystemAccess::Open {
                 let held = self.limits.stranger(Errand::SignIn, client, now)?;
-                return self.to_service(system, None, head, &host, from, held, now);
+                return self.to_service(system, None, head, from, held, now);
             }
         }
         let own = own::Own::of(head.path());
@@ -239,9 +239,7 @@ impl Gate {
         };
         if let Some(system) = system {
             return match own {
-                own::Own::No => {
-                    self.to_service(system, Some(signed_in), head, &host, from, held, now)
-                }
+                own::Own::No => self.to_service(system, Some(signed_in), head, from, held, now),
                 own::Own::WhoAmI => Ok(Verdict::Answer(own::who_am_i(&signed_in, None))),
                 _ => Err(Refusal::NotFound),
             };
@@ -363,15 +361,17 @@ impl Gate {
         system: &SystemHost,
         signed_in: Option<SignedIn<'_>>,
         head: &Head<'_>,
-        host: &str,
         from: IpAddr,
         mut held: Held,
         now: Timestamp,
     ) -> Result<Verdict, Refusal> {
         held.check_length(head)?;
-        held.trace = self.traces.begin(head, host, now);
+        held.trace = self.traces.begin(head, &system.host, now);
         let mut admitted = Admitted {
-            destination: Destination::Service { name: host.to_owned(), address: system.upstream },
+            destination: Destination::Service {
+                name: system.host.clone(),
+                address: system.upstream,
+            },
             trust: Trust::Service,
             set_cookies: Vec::new(),
             guard: None,

@@ -101,6 +101,8 @@ pub struct With<'a> {
     pub picked: Option<Picked>,
     pub deadline: &'a mut Deadline,
     pub stall: Duration,
+    /// How long the next bytes of the request's body may take to come.
+    pub body_stall: Duration,
     /// By when the request's body must be there.
     pub body_due: Option<Instant>,
     /// No more requests are taken.
@@ -204,11 +206,13 @@ impl Exchange {
     fn pause(&mut self, cx: &mut Context<'_>, with: &mut With<'_>) -> Poll<Result<(), Broken>> {
         // How long an answer takes is the workload's business; everything else has to move.
         let answering = self.out.is_empty() && self.body_left == 0 && self.up_at == self.up.len();
-        let stalled = (!answering).then(|| self.moved + with.stall);
+        let owes_body = self.body_left > 0 && self.up_at == self.up.len() && self.out.is_empty();
+        let patience = if owes_body { with.stall.min(with.body_stall) } else { with.stall };
+        let stalled = (!answering).then(|| self.moved + patience);
         let body_due = with.body_due.filter(|_| self.body_left > 0);
         with.deadline.set(stalled.min(body_due).or(stalled));
         if with.deadline.poll_over(cx).is_ready() {
-            let slow = body_due.is_some_and(|due| due <= Instant::now());
+            let slow = owes_body || body_due.is_some_and(|due| due <= Instant::now());
             return Poll::Ready(Err(if slow { Broken::BodyTooSlow } else { Broken::Stalled }));
         }
         if self.status >= 200 {

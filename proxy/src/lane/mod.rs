@@ -219,6 +219,7 @@ async fn carry(
         picked: None,
         deadline,
         stall: held.body_time.unwrap_or(front.limits.stall_timeout),
+        body_stall: front.limits.body_stall,
         body_due: held.body_time.map(|time| begun.started + time),
         stopping: front.stopping.is_cancelled(),
     };
