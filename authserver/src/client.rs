@@ -255,7 +255,7 @@ impl Client {
 
     pub fn may_return_to(&self, uri: &str, gate: &GateHosts) -> bool {
         match self.kind {
-            ClientKind::Gate => gate.is_start_page(uri),
+            ClientKind::Gate => gate.is_signed_out_page(uri),
             ClientKind::Public | ClientKind::Confidential => {
                 self.post_logout_uris.iter().any(|known| known == uri)
             }

@@ -1,5 +1,7 @@
 //! The endpoints, and what all of them share.
 
+mod account;
+mod attempt;
 mod authorization_request;
 mod authorize;
 mod bearer;
@@ -15,6 +17,7 @@ mod own_token;
 mod pages;
 mod params;
 pub mod parsers;
+mod passkeys;
 mod push;
 mod revocations;
 mod sign_in;
@@ -67,8 +70,15 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::USERINFO, get(userinfo::userinfo).post(userinfo::userinfo))
         .route(discovery::SIGN_OUT, get(sign_out::ask).post(sign_out::submit))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))
+        .route("/sign-in/passkey", post(passkeys::submit))
+        .route("/sign-in/passkey/options", post(passkeys::options))
         .route("/sign-in/with/{provider}", get(upstream::begin))
         .route("/sign-in/from/{provider}", get(upstream::finish))
+        .route(account::ACCOUNT, get(account::show))
+        .route("/account/confirm", get(account::confirm))
+        .route("/account/passkeys", post(account::add))
+        .route("/account/passkeys/options", post(account::options))
+        .route("/account/passkeys/remove", post(account::remove))
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{id}", delete(tokens::revoke))
         .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))
@@ -80,6 +90,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/internal/revocations/events", get(revocations::events))
         .route("/", get(sign_in::home))
         .route("/style.css", get(pages::style))
+        .route("/passkeys.js", get(pages::script))
         .fallback(error::not_found)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER))

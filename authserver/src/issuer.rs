@@ -8,6 +8,9 @@ use url::{Host, Url};
 /// Where the gate takes codes, on every host that it serves.
 pub const GATE_CALLBACK: &str = "/.dormouse/callback";
 
+/// Where the gate takes browsers back after signing out, on every such host.
+const GATE_SIGNED_OUT: &str = "/.dormouse/signed-out";
+
 /// An issuer identifier (RFC 8414, section 2): an https origin, without a path so that every
 /// endpoint's address is the origin and a constant.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -96,9 +99,12 @@ impl GateHosts {
         uri.strip_suffix(GATE_CALLBACK).is_some_and(|origin| self.is_origin(origin))
     }
 
-    /// Where a browser may go after signing out: the start page of such a host.
-    pub fn is_start_page(&self, uri: &str) -> bool {
-        uri.strip_suffix('/').is_some_and(|origin| self.is_origin(origin))
+    /// Where a browser may go after signing out: the gate's page for that, or the start page, of
+    /// such a host.
+    pub fn is_signed_out_page(&self, uri: &str) -> bool {
+        uri.strip_suffix(GATE_SIGNED_OUT)
+            .or_else(|| uri.strip_suffix('/'))
+            .is_some_and(|origin| self.is_origin(origin))
     }
 
     /// The start page of the host with that label.
@@ -216,10 +222,12 @@ mod tests {
     #[test]
     fn a_start_page_is_on_the_same_hosts() {
         let gate = gate();
-        assert!(gate.is_start_page("https://lab--alice.localhost:8443/"));
-        assert!(!gate.is_start_page("https://lab--alice.localhost:8443"));
-        assert!(!gate.is_start_page("https://lab--alice.localhost:8443/x/"));
-        assert!(!gate.is_start_page("https://evil.example/"));
+        assert!(gate.is_signed_out_page("https://lab--alice.localhost:8443/"));
+        assert!(gate.is_signed_out_page("https://a--b.localhost:8443/.dormouse/signed-out"));
+        assert!(!gate.is_signed_out_page("https://evil.example/.dormouse/signed-out"));
+        assert!(!gate.is_signed_out_page("https://lab--alice.localhost:8443"));
+        assert!(!gate.is_signed_out_page("https://lab--alice.localhost:8443/x/"));
+        assert!(!gate.is_signed_out_page("https://evil.example/"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod limiter;
 mod listen;
 mod master_key;
 mod metrics;
+mod passkey;
 mod password;
 mod pkce;
 mod scope;
@@ -42,8 +43,8 @@ pub use self::{
     master_key::{MasterKey, MasterKeyError},
     server::{Authserver, Clock, serve},
     store::{
-        ClientEntry, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Person, PersonalToken,
-        Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
+        ClientEntry, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey, Person,
+        PersonalToken, Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
     },
 };
 

@@ -74,6 +74,10 @@ pub enum Purpose {
     UpstreamNonce,
     /// The PKCE verifier of the same.
     UpstreamVerifier,
+    /// The challenge of a sign-in by passkey.
+    PasskeySignIn,
+    /// The challenge to a passkey that is added.
+    PasskeyRegistration,
 }
 
 /// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256.
@@ -113,6 +117,8 @@ fn message(purpose: Purpose, payload: &[u8]) -> Vec<u8> {
         Purpose::Consent => 5,
         Purpose::UpstreamNonce => 20,
         Purpose::UpstreamVerifier => 21,
+        Purpose::PasskeySignIn => 30,
+        Purpose::PasskeyRegistration => 31,
     };
     [&[purpose], payload].concat()
 }

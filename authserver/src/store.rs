@@ -12,6 +12,7 @@ mod grants;
 mod keys;
 mod logout_notices;
 mod open;
+mod passkeys;
 mod people;
 mod personal_tokens;
 mod refreshes;
@@ -39,6 +40,7 @@ pub use self::{
     grants::{NewCode, RedeemError, Redeemed},
     keys::{KeyEntry, KeyPlan},
     logout_notices::LogoutNotice,
+    passkeys::Passkey,
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
@@ -47,7 +49,8 @@ pub use self::{
     upstreams::{Arrival, UpstreamRequest},
 };
 pub(crate) use self::{
-    open::Dialect, refreshes::Refreshes, revocations::advance, rotation::Exchange,
+    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, revocations::advance,
+    rotation::Exchange,
 };
 use crate::{
     client::ClientError,
@@ -97,6 +100,8 @@ pub enum StoreError {
     Client(#[from] ClientError),
     #[error("this SSH key is registered already")]
     KeyTaken,
+    #[error("this passkey is registered already")]
+    PasskeyTaken,
     #[error("there is a key of this name already")]
     NameTaken,
     #[error("there are {0} already; remove one first")]

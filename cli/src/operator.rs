@@ -3,6 +3,7 @@
 
 mod clients;
 mod keys;
+mod passkeys;
 mod service_accounts;
 mod sessions;
 
@@ -43,6 +44,9 @@ pub enum Order {
     /// Make, list and delete applications that sign people in
     #[command(subcommand)]
     Client(clients::ClientOrder),
+    /// List and remove people's passkeys
+    #[command(subcommand)]
+    Passkey(passkeys::PasskeyOrder),
     /// Make, list and end programs' accounts
     #[command(subcommand)]
     ServiceAccount(service_accounts::ServiceAccountOrder),
@@ -57,6 +61,9 @@ pub enum UserOrder {
     Add(AddOptions),
     /// List people
     List(Place),
+    /// Show one person, with their passkeys
+    #[command(after_help = "Example:\n  dormouse auth user show --data-dir .dormouse --name alice")]
+    Show(Named),
     /// Keep a person out; their sessions and tokens end
     Disable(Named),
     /// Let a disabled person in again
@@ -158,6 +165,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
     match order {
         Order::User(UserOrder::Add(options)) => add(options, now).await,
         Order::User(UserOrder::List(place)) => list(&place).await,
+        Order::User(UserOrder::Show(named)) => passkeys::show(named).await,
         Order::User(UserOrder::Disable(Named { place, name })) => {
             Ok(place.open().await?.disable_user(&name, now).await?)
         }
@@ -168,6 +176,7 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         Order::Key(order) => keys::run(order, now).await,
         Order::Session(order) => sessions::run(order, now).await,
         Order::Client(order) => clients::run(order, now).await,
+        Order::Passkey(order) => passkeys::run(order).await,
         Order::ServiceAccount(order) => service_accounts::run(order, now).await,
     }
 }

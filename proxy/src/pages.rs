@@ -29,13 +29,6 @@ struct Action<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "sign_out.html")]
-struct SignOut<'a> {
-    title: &'a str,
-    nonce: &'a str,
-}
-
-#[derive(Template)]
 #[template(path = "waiting.html")]
 struct Waiting<'a> {
     title: &'a str,
@@ -52,18 +45,13 @@ struct StepLine {
 
 /// One message, no way on.
 pub fn plain(title: &str, detail: &str) -> Page {
-    render("", |nonce| Plain { title, detail, action: None, nonce }.render())
+    render(|nonce| Plain { title, detail, action: None, nonce }.render())
 }
 
 /// One message and a link to go on by.
 pub fn with_action(title: &str, detail: &str, href: &str, label: &str) -> Page {
     let action = || Some(Action { href, label });
-    render("", |nonce| Plain { title, detail, action: action(), nonce }.render())
-}
-
-/// Asks before signing out. The form's answer redirects to the issuer, which the policy must allow.
-pub fn sign_out(issuer_origin: &str) -> Page {
-    render(issuer_origin, |nonce| SignOut { title: "Sign out?", nonce }.render())
+    render(|nonce| Plain { title, detail, action: action(), nonce }.render())
 }
 
 /// Live progress of a start; opens the workload when it is ready.
@@ -79,7 +67,7 @@ pub fn waiting(workload: &WorkloadRef, progress: &Progress) -> Page {
     };
     let name = workload.name.as_str();
     let title = format!("Waking {name}");
-    render("", |nonce| {
+    render(|nonce| {
         let steps = [
             line(0, "Asked to wake"),
             line(1, "Placed on a machine"),
@@ -100,13 +88,13 @@ pub fn step_number(step: Step) -> usize {
     }
 }
 
-fn render(form_target: &str, template: impl Fn(&str) -> askama::Result<String>) -> Page {
+fn render(template: impl Fn(&str) -> askama::Result<String>) -> Page {
     let nonce = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>());
     // A template that fails to render (it cannot, writing to memory) is an empty page.
     let html = template(&nonce).unwrap_or_default();
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; \
-         connect-src 'self'; img-src data:; form-action 'self' {form_target}; \
+         connect-src 'self'; img-src data:; form-action 'none'; \
          base-uri 'none'; frame-ancestors 'none'"
     );
     Page { html, policy }

@@ -64,6 +64,8 @@ pub(super) enum ApiError {
     Forbidden(&'static str),
     NotFound(&'static str),
     Conflict(String),
+    /// No challenge could be made.
+    Passkeys,
     Store(StoreError),
 }
 
@@ -71,9 +73,10 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Invalid(text) => Self::BadRequest(text.to_owned()),
-            StoreError::KeyTaken | StoreError::NameTaken | StoreError::TooMany(_) => {
-                Self::Conflict(error.to_string())
-            }
+            StoreError::KeyTaken
+            | StoreError::PasskeyTaken
+            | StoreError::NameTaken
+            | StoreError::TooMany(_) => Self::Conflict(error.to_string()),
             other => Self::Store(other),
         }
     }
@@ -102,6 +105,10 @@ impl IntoResponse for ApiError {
             Self::Forbidden(detail) => (StatusCode::FORBIDDEN, detail.to_owned()),
             Self::NotFound(detail) => (StatusCode::NOT_FOUND, detail.to_owned()),
             Self::Conflict(detail) => (StatusCode::CONFLICT, detail),
+            Self::Passkeys => {
+                let detail = "passkeys do not work right now; use your password".to_owned();
+                (StatusCode::INTERNAL_SERVER_ERROR, detail)
+            }
             Self::Store(error) => {
                 tracing::error!(%error, "an API request failed");
                 let detail = "the server failed; try again in a minute".to_owned();

@@ -1,4 +1,4 @@
-//! The pages that people see: no scripts, one style sheet.
+//! The pages that people see: one style sheet, and one script that nothing but passkeys needs.
 
 use askama::Template;
 use axum::{
@@ -72,6 +72,32 @@ pub(super) struct DevicePage<'a> {
     pub ticket: &'a str,
 }
 
+/// The person's own account.
+#[derive(Template)]
+#[template(path = "account.html")]
+pub(super) struct AccountPage<'a> {
+    pub name: &'a str,
+    pub email: Option<&'a str>,
+    pub portal: &'a str,
+    /// Whether they sign in here, and not at another provider.
+    pub local: bool,
+    /// Whether they signed in so lately that they may change something.
+    pub fresh: bool,
+    /// Where to go when not.
+    pub confirm: &'a str,
+    pub passkeys: Vec<PasskeyLine<'a>>,
+    pub problem: &'a str,
+}
+
+pub(super) struct PasskeyLine<'a> {
+    pub id: &'a str,
+    pub name: &'a str,
+    /// Days.
+    pub added: String,
+    pub used: Option<String>,
+    pub blocked: bool,
+}
+
 #[derive(Template)]
 #[template(path = "home.html")]
 struct HomePage<'a> {
@@ -86,6 +112,8 @@ struct MessagePage<'a> {
     text: &'a str,
     /// Address and text.
     link: Option<(&'a str, &'a str)>,
+    /// Another one, for who does not want the first.
+    aside: Option<(&'a str, &'a str)>,
 }
 
 const STYLE: &str = include_str!("../../assets/style.css");
@@ -96,11 +124,29 @@ pub(super) async fn style() -> Response {
     (headers, STYLE).into_response()
 }
 
+const SCRIPT: &str = include_str!("../../assets/passkeys.js");
+
+pub(super) async fn script() -> Response {
+    let kind = "text/javascript; charset=utf-8";
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")];
+    (headers, SCRIPT).into_response()
+}
+
 /// A page with a form that is sent to us. A browser applies `form-action` to where the answer
 /// redirects as well, so the client's origin, `target`, has to be in it.
 pub(super) fn form(status: StatusCode, page: &impl Template, target: Option<&str>) -> Response {
     let target = target.map(|target| format!(" {target}")).unwrap_or_default();
-    render(status, page, &format!("'self'{target}"))
+    render(status, page, &format!("'self'{target}"), "")
+}
+
+/// The same, and our script may run on it and ask us.
+pub(super) fn scripted_form(
+    status: StatusCode,
+    page: &impl Template,
+    target: Option<&str>,
+) -> Response {
+    let target = target.map(|target| format!(" {target}")).unwrap_or_default();
+    render(status, page, &format!("'self'{target}"), " script-src 'self'; connect-src 'self';")
 }
 
 pub(super) fn message(
@@ -109,11 +155,22 @@ pub(super) fn message(
     text: &str,
     link: Option<(&str, &str)>,
 ) -> Response {
-    render(status, &MessagePage { title, text, link }, "'none'")
+    render(status, &MessagePage { title, text, link, aside: None }, "'none'", "")
+}
+
+/// A message with two ways on: address and text of each.
+pub(super) fn choice(
+    title: &str,
+    text: &str,
+    first: (&str, &str),
+    second: (&str, &str),
+) -> Response {
+    let page = MessagePage { title, text, link: Some(first), aside: Some(second) };
+    render(StatusCode::OK, &page, "'none'", "")
 }
 
 pub(super) fn home(name: &str, portal: &str) -> Response {
-    render(StatusCode::OK, &HomePage { name, portal }, "'none'")
+    render(StatusCode::OK, &HomePage { name, portal }, "'none'", "")
 }
 
 /// The source expression for a redirect URI (CSP Level 3, section 2.3.1): its origin, or its scheme
@@ -129,9 +186,10 @@ pub(super) fn form_target(uri: &str) -> Option<String> {
     source.bytes().all(plain).then_some(source)
 }
 
-fn render(status: StatusCode, page: &impl Template, form_action: &str) -> Response {
+/// `more` are further directives, each with a semicolon at its end.
+fn render(status: StatusCode, page: &impl Template, form_action: &str, more: &str) -> Response {
     let policy = format!(
-        "default-src 'none'; style-src 'self'; form-action {form_action}; base-uri 'none'; \
+        "default-src 'none'; style-src 'self'; img-src data:;{more} form-action {form_action}; base-uri 'none'; \
          frame-ancestors 'none'"
     );
     let html = match page.render() {

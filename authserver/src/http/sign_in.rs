@@ -9,13 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use domain::name::UserName;
 use jiff::Timestamp;
-use runtime::audit::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller,
+    Caller, account,
+    attempt::{Attempt, device},
     authorization_request::{self, AuthorizationRequest, Query},
     authorize, cookie,
     discovery::DEVICE_PAGE,
@@ -30,8 +29,7 @@ use crate::{
     password::PASSWORD_MAX,
     secret::{self, Purpose, Secret},
     server::{App, Server},
-    store::Session,
-    throttle::Key,
+    store::{Person, Session},
 };
 
 /// How long a sign-in page may stay open.
@@ -79,6 +77,7 @@ pub(super) enum Goal {
     },
     /// The code of a device that waits, or nothing.
     Device(String),
+    Account,
 }
 
 /// What to do once somebody is signed in.
@@ -86,6 +85,7 @@ pub(super) enum Next {
     Home,
     Authorize(Box<AuthorizationRequest>),
     Device(String),
+    Account,
 }
 
 impl Next {
@@ -97,6 +97,7 @@ impl Next {
                 Self::Authorize(Box::new(authorization_request::read(app, query).await?))
             }
             Goal::Device(code) => Self::Device(code),
+            Goal::Account => Self::Account,
         })
     }
 
@@ -108,13 +109,14 @@ impl Next {
                 Goal::Authorize { query: text.clone(), pushed: *pushed }
             }
             Self::Device(code) => Goal::Device(code.clone()),
+            Self::Account => Goal::Account,
         }
     }
 
     pub fn request(&self) -> Option<&AuthorizationRequest> {
         match self {
             Self::Authorize(request) => Some(request),
-            Self::Home | Self::Device(_) => None,
+            Self::Home | Self::Device(_) | Self::Account => None,
         }
     }
 
@@ -128,6 +130,7 @@ impl Next {
     ) -> Result<Response, authorize::Refusal> {
         match self {
             Self::Home => Ok(authorize::see_other("/")),
+            Self::Account => Ok(authorize::see_other(account::ACCOUNT)),
             Self::Authorize(request) => request.proceed(app, headers, session, caller).await,
             Self::Device(code) => {
                 let field = (!code.is_empty()).then_some(code.as_str());
@@ -187,17 +190,21 @@ pub(super) fn page(
             &[("ticket", Some(&ticket))],
         ),
     });
+    // What was typed and can be nobody's name is not sent back at any length.
+    let typed = if retry.name.chars().count() <= 100 { retry.name } else { "" };
     let hint = next.request().and_then(|request| request.login_hint.as_deref());
     let hint = hint.filter(|hint| hint.chars().count() <= 64).unwrap_or_default();
     let page = SignInPage {
         destination: destination.as_deref(),
-        name: if retry.name.is_empty() { hint } else { retry.name },
+        name: if typed.is_empty() { hint } else { typed },
         problem: retry.problem,
         ticket: &ticket,
         providers: providers.collect(),
         local: app.federation.local,
     };
-    let mut response = pages::form(retry.status, &page, redirects_to.as_deref());
+    // The script is for passkeys, which only people who sign in here have.
+    let render = if page.local { pages::scripted_form } else { pages::form };
+    let mut response = render(retry.status, &page, redirects_to.as_deref());
     if let Some(cookie) = set_cookie {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
@@ -282,53 +289,75 @@ pub(super) async fn submit(
     if !app.federation.local {
         return Err(PageError::bad_request("Nobody signs in by password here.").into());
     }
-    let ticket =
-        form.get("ticket").and_then(|sealed| Ticket::open(&app, sealed)).ok_or_else(|| {
-            PageError::bad_request("This form is damaged. Go back and reload the page.")
-        })?;
-    let stale = ticket.problem(&headers, caller.now);
-    let next = Next::read(&app, ticket.next).await?;
     let typed = form.get("name").unwrap_or_default().trim();
-    let again = |status, problem: &str| {
-        let name = if typed.chars().count() <= 100 { typed } else { "" };
-        page(&app, &headers, caller.now, &next, Retry { status, name, problem })
+    let next = match open(&app, &headers, caller, &form).await? {
+        Opened::Next(next) => next,
+        Opened::Answered(response) => return Ok(response),
     };
-    if let Some(problem) = stale {
-        // Another tab may have signed in meanwhile, and then there is nothing left to ask.
-        if let Some(session) = authorize::session(&app, &headers, caller.now).await?
-            && let Some(request) = next.request()
-            && request.is_satisfied_by(&session, caller.now)
-        {
-            return request.proceed(&app, &headers, &session, caller).await;
-        }
-        return Ok(again(StatusCode::FORBIDDEN, problem));
-    }
-
-    let attempt = Attempt::new(&app, &headers, typed, caller);
-    if let Err(wait) = app.throttle().begin(&attempt.keys, caller.now) {
-        // Counted and not audited: whoever is slowed down must not fill the log at full speed.
-        app.metrics.sign_ins.with_label_values(&["throttled"]).inc();
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        let text = format!("Too many tries. Please wait {seconds} s and try again.");
-        let mut response = again(StatusCode::TOO_MANY_REQUESTS, &text);
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        return Ok(response);
+    let attempt = Attempt::by_password(&app, &headers, typed, caller);
+    if let Err(slow) = attempt.begin(&app) {
+        return Ok(slow.page(&app, &headers, caller, &next, typed));
     }
     let password = form.get("password").unwrap_or_default();
     let fits = password.len() <= PASSWORD_MAX;
     let person = app.store.check_password(attempt.name.as_ref(), password).await?;
     let Some(person) = person.filter(|_| fits) else {
-        attempt.record(&app, "refused", Outcome::Denied);
-        return Ok(again(StatusCode::FORBIDDEN, "That name and password do not match."));
+        attempt.refused(&app, None);
+        let problem = "That name and password do not match.";
+        let retry = Retry { status: StatusCode::FORBIDDEN, name: typed, problem };
+        return Ok(page(&app, &headers, caller.now, &next, retry));
     };
-    app.throttle().succeeded(&attempt.keys);
-    attempt.record(&app, "succeeded", Outcome::Allowed);
+    attempt.succeeded(&app);
+    finish(&app, &headers, caller, &next, person, "pwd").await
+}
 
+/// A sign-in form that came back.
+pub(super) enum Opened {
+    Next(Next),
+    /// It was stale, and this is what there is to say.
+    Answered(Response),
+}
+
+pub(super) async fn open(
+    app: &Server,
+    headers: &HeaderMap,
+    caller: Caller,
+    form: &Params,
+) -> Result<Opened, authorize::Refusal> {
+    let ticket =
+        form.get("ticket").and_then(|sealed| Ticket::open(app, sealed)).ok_or_else(|| {
+            PageError::bad_request("This form is damaged. Go back and reload the page.")
+        })?;
+    let stale = ticket.problem(headers, caller.now);
+    let next = Next::read(app, ticket.next).await?;
+    let Some(problem) = stale else { return Ok(Opened::Next(next)) };
+    // Another tab may have signed in meanwhile, and then there is nothing left to ask.
+    if let Some(session) = authorize::session(app, headers, caller.now).await?
+        && let Some(request) = next.request()
+        && request.is_satisfied_by(&session, caller.now)
+    {
+        let response = request.proceed(app, headers, &session, caller).await?;
+        return Ok(Opened::Answered(response));
+    }
+    let name = form.get("name").unwrap_or_default().trim();
+    let retry = Retry { status: StatusCode::FORBIDDEN, name, problem };
+    Ok(Opened::Answered(page(app, headers, caller.now, &next, retry)))
+}
+
+/// Begins the session of somebody who has proved who they are, and goes on to what it was for.
+pub(super) async fn finish(
+    app: &Server,
+    headers: &HeaderMap,
+    caller: Caller,
+    next: &Next,
+    person: Person,
+    method: &str,
+) -> Result<Response, authorize::Refusal> {
     let (session, cookie) =
-        app.store.begin_session(person, "pwd", app.session_max, caller.now).await?;
+        app.store.begin_session(person, method, app.session_max, caller.now).await?;
     // Signed in, even if the client that asked for it gets nothing.
-    let mut response = next.go(&app, &headers, &session, caller).await.into_response();
-    set_cookies(&app, &mut response, &session, &cookie, caller.now);
+    let mut response = next.go(app, headers, &session, caller).await.into_response();
+    set_cookies(app, &mut response, &session, &cookie, caller.now);
     Ok(response)
 }
 
@@ -340,63 +369,11 @@ pub(super) fn set_cookies(
     now: Timestamp,
 ) {
     let age = session.expires_at.duration_since(now).as_secs();
-    let device = Device { name: session.person.name.to_string(), id: random_id() };
-    let device = seal(app, Purpose::Device, &device);
+    let device = device(app, &session.person.name);
     for cookie in [
         cookie::set(cookie::SSO, secret.as_str(), age),
         cookie::set(cookie::DEVICE, &device, DEVICE_LIFETIME),
     ] {
         response.headers_mut().append(header::SET_COOKIE, cookie);
-    }
-}
-
-fn random_id() -> String {
-    URL_SAFE_NO_PAD.encode(secret::random())
-}
-
-/// What a browser remembers of a person's last sign-in in it.
-#[derive(Serialize, Deserialize)]
-struct Device {
-    name: String,
-    id: String,
-}
-
-/// One try at a password.
-struct Attempt {
-    /// None when what was typed can be nobody's name.
-    name: Option<UserName>,
-    keys: Vec<Key>,
-    caller: Caller,
-}
-
-impl Attempt {
-    fn new(app: &Server, headers: &HeaderMap, typed: &str, caller: Caller) -> Self {
-        // Telephones like to begin a word with a capital.
-        let typed = typed.to_ascii_lowercase();
-        let name: Option<UserName> = typed.parse().ok();
-        let device = cookie::get(headers, cookie::DEVICE)
-            .and_then(|sealed| app.sealer.open(Purpose::Device, sealed))
-            .and_then(|bytes| serde_json::from_slice::<Device>(&bytes).ok())
-            .filter(|device| name.as_ref().is_some_and(|name| name.as_str() == device.name));
-        let digest = |text: &str| <[u8; 32]>::try_from(secret::digest(text)).unwrap_or_default();
-        let keys = match device {
-            Some(device) => vec![Key::Device(digest(&device.id))],
-            None => vec![Key::Account(digest(&typed)), Key::address(caller.address)],
-        };
-        Self { name, keys, caller }
-    }
-
-    fn record(&self, app: &Server, outcome: &str, allowed: Outcome) {
-        app.metrics.sign_ins.with_label_values(&[outcome]).inc();
-        let event = Event {
-            who: self.name.as_ref().map(UserName::as_str),
-            did: if allowed == Outcome::Allowed { "signed-in" } else { "refused" },
-            to: Some("Dormouse"),
-            from: Some(self.caller.address),
-            credential: None,
-            outcome: allowed,
-            detail: Some("password"),
-        };
-        app.audit.record(self.caller.now, event);
     }
 }

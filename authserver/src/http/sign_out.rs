@@ -137,27 +137,26 @@ async fn end(
     Ok(signed_out(return_to, elsewhere))
 }
 
-/// `elsewhere` is where the session at another provider can be ended, with the provider's name.
+/// `elsewhere` is where the session at another provider can be ended, with the provider's name:
+/// that is told before the client has the browser back, for it cannot know.
 fn signed_out(return_to: Option<&str>, elsewhere: Option<(String, String)>) -> Response {
-    let mut response = match return_to {
-        Some(uri) => authorize::see_other(uri),
-        None => match elsewhere {
-            Some((address, name)) => {
-                let text = format!(
-                    "You are still signed in at {name}. If this machine is not yours, sign out \
-                     there too."
-                );
-                let label = format!("Sign out of {name}");
-                let link = Some((address.as_str(), label.as_str()));
-                pages::message(StatusCode::OK, "You are signed out", &text, link)
-            }
-            None => pages::message(
-                StatusCode::OK,
-                "You are signed out",
-                "Close the browser if this machine is not yours.",
-                Some(("/", "Sign in again")),
-            ),
-        },
+    let title = "You are signed out";
+    let mut response = match (return_to, elsewhere) {
+        (back, Some((address, name))) => {
+            let text = format!(
+                "You are still signed in at {name}. If this machine is not yours, sign out there \
+                 too."
+            );
+            let label = format!("Sign out of {name}");
+            let stay = format!("Stay signed in at {name}");
+            let first = (address.as_str(), label.as_str());
+            pages::choice(title, &text, first, (back.unwrap_or("/sign-out"), &stay))
+        }
+        (Some(uri), None) => authorize::see_other(uri),
+        (None, None) => {
+            let text = "Close the browser if this machine is not yours.";
+            pages::message(StatusCode::OK, title, text, Some(("/", "Sign in again")))
+        }
     };
     let removed = cookie::set(cookie::SSO, "", 0);
     response.headers_mut().append(header::SET_COOKIE, removed);

@@ -8,7 +8,9 @@ use axum::{
 use runtime::audit::{Event, Outcome};
 
 use super::{
-    Caller, authorize, cookie,
+    Caller,
+    account::ACCOUNT,
+    authorize, cookie,
     discovery::{AUTHORIZE, DEVICE_PAGE},
     error::PageError,
     pages,
@@ -338,6 +340,7 @@ fn no_entry(name: &str, error: &ProfileError) -> String {
 fn retry(next: &Next) -> String {
     match next.goal() {
         Goal::Home => "/".to_owned(),
+        Goal::Account => ACCOUNT.to_owned(),
         Goal::Authorize { query, pushed: false } => format!("{AUTHORIZE}?{query}"),
         // It was not the browser that sent it; the application has to begin again.
         Goal::Authorize { pushed: true, .. } => "/".to_owned(),

@@ -164,6 +164,7 @@ impl Store {
             "DELETE FROM pushed_requests WHERE expires_at < $1",
             "DELETE FROM devices WHERE expires_at < $1",
             "DELETE FROM service_tokens WHERE expires_at < $1",
+            "DELETE FROM used_challenges WHERE expires_at < $1",
         ] {
             sqlx::query(statement).bind(now - 3600).execute(&self.pool).await?;
         }

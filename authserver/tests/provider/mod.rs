@@ -12,6 +12,7 @@ mod guessing;
 mod keys;
 mod killed;
 mod operators_clients;
+mod passkeys;
 mod pushed;
 mod revocations;
 mod rotation;

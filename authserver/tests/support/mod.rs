@@ -1,5 +1,6 @@
 //! A server on a port of its own, with a clock that the test turns, and a browser of sorts.
 
+pub mod authenticator;
 pub mod keys;
 pub mod postgres;
 pub mod upstream;

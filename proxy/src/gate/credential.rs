@@ -9,6 +9,8 @@ pub const ACCESS_COOKIE: &str = "__Host-dormouse";
 pub const REFRESH_COOKIE: &str = "__Host-dormouse-refresh";
 /// One sign-in that is under way; the identifier follows.
 pub const LOGIN_COOKIE_PREFIX: &str = "__Host-dormouse-login-";
+/// A sign-out under way: what the issuer has to send back.
+pub const SIGN_OUT_COOKIE: &str = "__Host-dormouse-sign-out";
 
 /// As presented, not verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

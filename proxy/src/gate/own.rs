@@ -33,6 +33,7 @@ pub(super) enum Own {
     No,
     Callback,
     SignOut,
+    SignedOut,
     WhoAmI,
     Wake,
     Unknown,
@@ -44,6 +45,7 @@ impl Own {
             None => Self::No,
             Some("callback") => Self::Callback,
             Some("sign-out") => Self::SignOut,
+            Some("signed-out") => Self::SignedOut,
             Some("whoami") => Self::WhoAmI,
             Some("wake") => Self::Wake,
             Some(_) => Self::Unknown,
@@ -106,25 +108,8 @@ impl Gate {
                 }
                 Some(landed.answer)
             }
-            Own::SignOut => {
-                let answer = self.sessions.sign_out(head, host);
-                if let (303, Ok(signed_in)) = (answer.status, identified) {
-                    let identity = &signed_in.identity;
-                    self.record(
-                        now,
-                        Event {
-                            who: Some(identity.user.as_str()),
-                            did: "signed-out",
-                            to: Some(host),
-                            from: Some(from),
-                            credential: Some(&identity.credential),
-                            outcome: Outcome::Allowed,
-                            detail: None,
-                        },
-                    );
-                }
-                Some(answer)
-            }
+            Own::SignOut => Some(self.sessions.sign_out(head, host)),
+            Own::SignedOut => Some(self.sessions.signed_out(head)),
             _ => None,
         }
     }

@@ -1,12 +1,17 @@
 //! The cookies we set. All are host-only, so that no sibling host can set or read them (RFC 6265bis,
 //! section 4.1.3.2).
 
-use crate::gate::credential::{ACCESS_COOKIE, LOGIN_COOKIE_PREFIX, REFRESH_COOKIE};
+use crate::gate::credential::{
+    ACCESS_COOKIE, LOGIN_COOKIE_PREFIX, REFRESH_COOKIE, SIGN_OUT_COOKIE,
+};
 
 /// As long as a session can live at most; the issuer ends it earlier.
 const SESSION_SECONDS: u32 = 7 * 24 * 3600;
 /// How long somebody may take to sign in.
 pub const LOGIN_SECONDS: u32 = 15 * 60;
+
+/// How long somebody may look at the question whether to sign out.
+const SIGN_OUT_SECONDS: u32 = 3600;
 
 /// Browsers drop a cookie whose name and value are longer (RFC 6265bis, section 5.6).
 const COOKIE_MAX: usize = 4096;
@@ -30,6 +35,14 @@ pub fn login(id: &str, sealed: &str) -> String {
 
 pub fn forget_login(id: &str) -> String {
     set(&format!("{LOGIN_COOKIE_PREFIX}{id}"), "", 0)
+}
+
+pub fn sign_out(state: &str) -> String {
+    set(SIGN_OUT_COOKIE, state, SIGN_OUT_SECONDS)
+}
+
+pub fn forget_sign_out() -> String {
+    set(SIGN_OUT_COOKIE, "", 0)
 }
 
 pub fn forget_session() -> [String; 2] {

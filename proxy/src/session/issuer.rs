@@ -20,6 +20,7 @@ pub struct Metadata {
     pub authorization_endpoint: String,
     pub token_endpoint: String,
     pub end_session_endpoint: Option<String>,
+    pub revocation_endpoint: Option<String>,
 }
 
 /// What the token endpoint answers (RFC 6749, section 5.1).
@@ -130,6 +131,29 @@ impl Issuer {
         Ok(metadata)
     }
 
+    /// A form to an endpoint, by its inner address: a request of ours never goes through ourselves.
+    fn post(&self, endpoint: &str, form: &[(&str, &str)]) -> reqwest::RequestBuilder {
+        let endpoint = match endpoint.strip_prefix(&self.url) {
+            Some(path) => format!("{}{path}", self.internal),
+            None => endpoint.to_owned(),
+        };
+        let request = self.http.post(endpoint).form(form);
+        request.basic_auth(&self.client_id, Some(&self.client_secret))
+    }
+
+    /// Withdraws a refresh token and what was issued with it (RFC 7009). Nobody waits for it: what
+    /// fails here ends with the session by itself.
+    pub async fn revoke(&self, refresh_token: &str) {
+        let metadata = self.metadata();
+        let endpoint = metadata.as_ref().and_then(|all| all.revocation_endpoint.as_deref());
+        let Some(endpoint) = endpoint else { return };
+        let form = [("token", refresh_token), ("token_type_hint", "refresh_token")];
+        let sent = self.post(endpoint, &form).send().await;
+        if let Err(error) = sent.and_then(reqwest::Response::error_for_status) {
+            tracing::warn!(error = whole(&error), "a refresh token could not be withdrawn");
+        }
+    }
+
     /// Calls the token endpoint as our client (`client_secret_basic`; RFC 6749, section 2.3.1).
     pub async fn token(&self, form: &[(&str, &str)]) -> Result<Tokens, TokenEndpointError> {
         #[derive(Deserialize)]
@@ -137,13 +161,7 @@ impl Issuer {
             error: String,
         }
         let metadata = self.metadata().ok_or(TokenEndpointError::Unreachable)?;
-        // By its inner address: a request of ours never goes through ourselves.
-        let endpoint = match metadata.token_endpoint.strip_prefix(&self.url) {
-            Some(path) => format!("{}{path}", self.internal),
-            None => metadata.token_endpoint.clone(),
-        };
-        let request = self.http.post(endpoint).form(form);
-        let request = request.basic_auth(&self.client_id, Some(&self.client_secret));
+        let request = self.post(&metadata.token_endpoint, form);
         let response = request.send().await.map_err(|error| {
             if error.is_connect() {
                 TokenEndpointError::Unreachable

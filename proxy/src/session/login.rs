@@ -34,7 +34,7 @@ pub struct Login {
     pub to: String,
 }
 
-fn random<const N: usize>() -> String {
+pub(super) fn random<const N: usize>() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; N]>())
 }
 

@@ -274,27 +274,33 @@ async fn attack_10_open_redirects_end_at_home() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signing_out_is_asked_for_and_cannot_be_done_to_others() {
+async fn signing_out_is_asked_for_once_and_cannot_be_done_to_others() {
     let world = World::start().await;
     world.running(upstream::mirror().await);
     let mut browser = Browser::new(&world);
     browser.sign_in("/").await;
-    let url = world.url(HOST, "/.dormouse/sign-out");
-    assert_eq!(browser.open(&url).await.status(), 200);
-    assert!(browser.has("__Host-dormouse"), "asking is not doing");
-    let post = async |origin: Option<String>| {
-        let mut request = browser.client.post(&url).header("Cookie", browser.cookie_header());
-        if let Some(origin) = origin {
-            request = request.header("Origin", origin);
-        }
-        request.send().await.unwrap()
-    };
-    assert_eq!(post(Some("https://evil.test".to_owned())).await.status(), 403);
-    assert_eq!(post(None).await.status(), 403);
-    let own = format!("https://{HOST}:{}", world.address.port());
-    let out = post(Some(own)).await;
+    let out = browser.open(&world.url(HOST, "/.dormouse/sign-out")).await;
     assert_eq!(out.status(), 303);
-    assert_eq!(location(&out), format!("{}/end-session?client_id=dormouse-gate", world.issuer.url));
-    browser.keep(&out);
-    assert!(browser.cookies.is_empty());
+    assert!(browser.has("__Host-dormouse"), "asking is not doing");
+    let asked = reqwest::Url::parse(location(&out)).unwrap();
+    assert_eq!(asked.path(), "/end-session");
+    let query =
+        |name: &str| asked.query_pairs().find(|(found, _)| found == name).unwrap().1.into_owned();
+    assert_eq!(query("client_id"), "dormouse-gate");
+    let back = query("post_logout_redirect_uri");
+    assert_eq!(back, world.url(HOST, "/.dormouse/signed-out"));
+    let state = query("state");
+    // Nobody else ends it: not without the state, with another one, or in another browser.
+    for bad in [back.clone(), format!("{back}?state="), format!("{back}?state={state}x")] {
+        assert_eq!(location(&browser.open(&bad).await), "/", "{bad}");
+        assert!(browser.has("__Host-dormouse"));
+    }
+    let mut victim = Browser::new(&world);
+    victim.sign_in("/").await;
+    assert_eq!(location(&victim.open(&format!("{back}?state={state}")).await), "/");
+    assert!(victim.has("__Host-dormouse"));
+    let done = browser.open(&format!("{back}?state={state}")).await;
+    assert_eq!(done.status(), 200);
+    assert!(browser.cookies.is_empty(), "{:?}", browser.cookies);
+    assert!(done.text().await.unwrap().contains("You are signed out"));
 }
