@@ -46,6 +46,28 @@ export async function fillSignIn(page, { name, password }) {
   await page.locator('form:has(input[type=password]) [type=submit], form:has(input[type=password]) button').first().click();
 }
 
+/**
+ * Gives the page an authenticator that is part of its device, as a fingerprint reader is. Answers what
+ * tells which passkeys it keeps.
+ */
+export async function addAuthenticator(page, options = {}) {
+  const devtools = await page.context().newCDPSession(page);
+  await devtools.send('WebAuthn.enable');
+  const { authenticatorId } = await devtools.send('WebAuthn.addVirtualAuthenticator', {
+    options: {
+      protocol: 'ctap2',
+      transport: 'internal',
+      hasResidentKey: true,
+      hasUserVerification: true,
+      isUserVerified: true,
+      automaticPresenceSimulation: true,
+      ...options,
+    },
+  });
+  const passkeys = async () => (await devtools.send('WebAuthn.getCredentials', { authenticatorId })).credentials;
+  return { passkeys };
+}
+
 const artifacts = path.join(repository, 'e2e', 'artifacts');
 
 /** A picture for the documentation, when DORMOUSE_E2E_SCREENSHOTS=1. */
@@ -54,6 +76,14 @@ export async function picture(page, name) {
   const folder = path.join(repository, 'docs', 'images');
   mkdirSync(folder, { recursive: true });
   await page.screenshot({ path: path.join(folder, `${name}.png`) });
+}
+
+/** A picture to look at, among the artifacts, on the same condition. */
+export async function look(page, name) {
+  if (process.env.DORMOUSE_E2E_SCREENSHOTS !== '1') return;
+  const folder = path.join(artifacts, 'pages');
+  mkdirSync(folder, { recursive: true });
+  await page.screenshot({ path: path.join(folder, `${name}.png`), fullPage: true });
 }
 
 /** Runs `story(page)`; when it fails, what the page showed goes to the artifacts. */

@@ -129,9 +129,12 @@ pub(super) async fn add(
             Ok(authorize::see_other(ACCOUNT))
         }
         Ok(None) => again(StatusCode::FORBIDDEN, expired).await,
+        Err(StoreError::NameTaken) => {
+            let text = "You have a passkey of that name already. Choose another name.";
+            again(StatusCode::CONFLICT, text.to_owned()).await
+        }
         Err(
             error @ (StoreError::Invalid(_)
-            | StoreError::NameTaken
             | StoreError::PasskeyTaken
             | StoreError::TooMany(_)),
         ) => again(StatusCode::CONFLICT, sentence(&error.to_string())).await,

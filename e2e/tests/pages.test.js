@@ -1,0 +1,123 @@
+// What people see: the same checks for every page, at a phone's width and a desktop's, light and dark.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { after, before, test } from 'node:test';
+
+import { fillSignIn, launchBrowser, look, needsBrowser, withPage } from '../support/browser.js';
+import { run } from '../support/command.js';
+import { binary, sharedInstance } from '../support/instance.js';
+
+const instance = await sharedInstance();
+const issuer = instance.ready.issuer;
+const alice = instance.user('alice');
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const looks = [
+  { viewport: { width: 390, height: 844 }, colorScheme: 'light' },
+  { viewport: { width: 390, height: 844 }, colorScheme: 'dark' },
+  { viewport: { width: 1280, height: 800 }, colorScheme: 'light' },
+  { viewport: { width: 1280, height: 800 }, colorScheme: 'dark' },
+];
+const partner = 'https://partner.example/cb';
+let browser;
+
+before(async () => {
+  if (needsBrowser.skip) return;
+  browser = await launchBrowser(instance);
+  const client = ['auth', 'client', 'create', '--data-dir', instance.dataDir, '--id', 'partner', '--name', 'Partner & Co'];
+  const made = await run(binary, [...client, '--third-party', '--redirect-uri', partner]);
+  assert.equal(made.code, 0, made.stderr);
+});
+after(() => browser?.close());
+
+/** Looks at the page that is open, in every look. */
+async function inspect(page, name) {
+  for (const { viewport, colorScheme } of looks) {
+    await page.setViewportSize(viewport);
+    await page.emulateMedia({ colorScheme });
+    const where = `${name}, ${viewport.width} px, ${colorScheme}`;
+    const facts = await page.evaluate(() => ({
+      language: document.documentElement.lang,
+      headings: document.querySelectorAll('h1').length,
+      title: document.title,
+      overflow: document.scrollingElement.scrollWidth - globalThis.innerWidth,
+    }));
+    assert.equal(facts.language, 'en', where);
+    assert.equal(facts.headings, 1, `${where}: one heading of the first level`);
+    assert.notEqual(facts.title, '', where);
+    assert.ok(facts.overflow <= 0, `${where}: ${facts.overflow} px too wide`);
+    // Not as a script of the page, which its policy would refuse.
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => globalThis.axe.run());
+    const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`);
+    assert.deepEqual(told, [], where);
+    await look(page, `${name}-${viewport.width}-${colorScheme}`);
+  }
+}
+
+/** Everything that Tab reaches, in order, each with a visible outline. */
+async function tabStops(page) {
+  await page.evaluate(() => document.activeElement.blur());
+  const stops = [];
+  for (;;) {
+    await page.keyboard.press('Tab');
+    const stop = await page.evaluate(() => {
+      const element = document.activeElement;
+      if (element === document.body) return undefined;
+      const { outlineStyle, outlineWidth } = getComputedStyle(element);
+      const text = element.labels?.[0]?.textContent ?? element.textContent;
+      return { text: text.trim(), outlined: outlineStyle !== 'none' && Number.parseFloat(outlineWidth) >= 2 };
+    });
+    if (!stop || stops.length > 30) return stops;
+    stops.push(stop);
+  }
+}
+
+test('pages for people who are not signed in', { ...needsBrowser, timeout: 120_000 }, async () => {
+  await withPage(browser, 'pages-signed-out', {}, async (page) => {
+    await page.goto(instance.url('echo'));
+    await inspect(page, 'sign-in');
+    const stops = await tabStops(page);
+    assert.deepEqual(stops.map(({ text }) => text), ['Name', 'Password', 'Sign in', 'Sign in with a passkey']);
+    assert.ok(stops.every(({ outlined }) => outlined), 'what has the focus is seen to have it');
+    const autocomplete = (label) => page.getByLabel(label).getAttribute('autocomplete');
+    assert.equal(await autocomplete('Name'), 'username webauthn');
+    assert.equal(await autocomplete('Password'), 'current-password');
+    await fillSignIn(page, { name: 'alice', password: 'not the password' });
+    await page.getByRole('alert').waitFor();
+    await inspect(page, 'sign-in-refused');
+    await page.goto(`${issuer}/nowhere`);
+    await inspect(page, 'error');
+    await page.goto(`${issuer}/sign-out`);
+    await inspect(page, 'signed-out');
+  });
+});
+
+test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }, async () => {
+  await withPage(browser, 'pages-signed-in', {}, async (page) => {
+    await page.goto(`${issuer}/account`);
+    await fillSignIn(page, alice);
+    await page.getByRole('heading', { name: 'Your account' }).waitFor();
+    await inspect(page, 'account');
+    await page.goto(issuer);
+    await inspect(page, 'home');
+    await page.goto(`${issuer}/device`);
+    await inspect(page, 'device-code');
+    const challenge = 'E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM';
+    const query = new URLSearchParams({
+      client_id: 'partner', redirect_uri: partner, response_type: 'code', scope: 'openid profile email',
+      state: 's', code_challenge: challenge, code_challenge_method: 'S256',
+    });
+    await page.goto(`${issuer}/authorize?${query}`);
+    await page.getByRole('button', { name: 'Refuse' }).waitFor();
+    await inspect(page, 'consent');
+    await page.goto(instance.url('echo', '/.dormouse/nothing'));
+    await inspect(page, 'not-found');
+    await page.goto(instance.url('echo', '/.dormouse/sign-out'));
+    await inspect(page, 'sign-out');
+    await page.getByRole('button', { name: 'Sign out' }).click();
+    await page.getByRole('heading', { name: 'You are signed out' }).waitFor();
+    await inspect(page, 'signed-out-of-workloads');
+  });
+});
