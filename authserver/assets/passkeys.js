@@ -108,5 +108,6 @@
     });
   });
   form.hidden = false;
-  if (!adds) offer().catch(() => {});
+  // Not right after one was refused: a browser with a single passkey may answer by itself, for ever.
+  if (!adds && location.pathname !== '/sign-in/passkey') offer().catch(() => {});
 })();

@@ -65,7 +65,9 @@ export async function addAuthenticator(page, options = {}) {
     },
   });
   const passkeys = async () => (await devtools.send('WebAuthn.getCredentials', { authenticatorId })).credentials;
-  return { passkeys };
+  /** Whether its user touches it at once, whenever it is asked. */
+  const touches = (enabled) => devtools.send('WebAuthn.setAutomaticPresenceSimulation', { authenticatorId, enabled });
+  return { passkeys, touches };
 }
 
 const artifacts = path.join(repository, 'e2e', 'artifacts');

@@ -58,7 +58,8 @@ async function inspect(page, name) {
 
 /** Everything that Tab reaches, in order, each with a visible outline. */
 async function tabStops(page) {
-  await page.evaluate(() => document.activeElement.blur());
+  // From the top of the page, whatever had the focus.
+  await page.mouse.click(1, 1);
   const stops = [];
   for (;;) {
     await page.keyboard.press('Tab');
@@ -112,6 +113,7 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await page.goto(`${issuer}/authorize?${query}`);
     await page.getByRole('button', { name: 'Refuse' }).waitFor();
     await inspect(page, 'consent');
+    await page.goto(instance.url('echo'));
     await page.goto(instance.url('echo', '/.dormouse/nothing'));
     await inspect(page, 'not-found');
     await page.goto(instance.url('echo', '/.dormouse/sign-out'));
