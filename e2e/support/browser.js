@@ -48,9 +48,15 @@ export async function fillSignIn(page, { name, password }) {
 
 /**
  * Gives the page an authenticator that is part of its device, as a fingerprint reader is. Answers what
- * tells which passkeys it keeps.
+ * tells which passkeys it keeps. It answers at once whatever it is asked, so a page that offers
+ * passkeys among a field's suggestions would never be seen: it does so once `suggestions` is in its
+ * local storage.
  */
 export async function addAuthenticator(page, options = {}) {
+  await page.addInitScript(() => {
+    const can = async () => localStorage.getItem('suggestions') !== null;
+    if (globalThis.PublicKeyCredential) PublicKeyCredential.isConditionalMediationAvailable = can;
+  });
   const devtools = await page.context().newCDPSession(page);
   await devtools.send('WebAuthn.enable');
   const { authenticatorId } = await devtools.send('WebAuthn.addVirtualAuthenticator', {
@@ -65,9 +71,7 @@ export async function addAuthenticator(page, options = {}) {
     },
   });
   const passkeys = async () => (await devtools.send('WebAuthn.getCredentials', { authenticatorId })).credentials;
-  /** Whether its user touches it at once, whenever it is asked. */
-  const touches = (enabled) => devtools.send('WebAuthn.setAutomaticPresenceSimulation', { authenticatorId, enabled });
-  return { passkeys, touches };
+  return { passkeys };
 }
 
 const artifacts = path.join(repository, 'e2e', 'artifacts');

@@ -134,9 +134,7 @@ pub(super) async fn add(
             again(StatusCode::CONFLICT, text.to_owned()).await
         }
         Err(
-            error @ (StoreError::Invalid(_)
-            | StoreError::PasskeyTaken
-            | StoreError::TooMany(_)),
+            error @ (StoreError::Invalid(_) | StoreError::PasskeyTaken | StoreError::TooMany(_)),
         ) => again(StatusCode::CONFLICT, sentence(&error.to_string())).await,
         Err(error) => Err(error.into()),
     }
