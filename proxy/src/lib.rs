@@ -15,6 +15,7 @@ mod lane;
 mod metrics;
 mod pages;
 mod redirect;
+mod seldom;
 mod session;
 mod tcp;
 mod tls;

@@ -24,7 +24,9 @@ use self::{
     hops::TrustedHops,
     limits::{Full, Limits, Permit},
 };
-use crate::{config, engine::Engine, gate::Gate, lane::Lane, metrics::Metrics, tls::Acceptor};
+use crate::{
+    config, engine::Engine, gate::Gate, lane::Lane, metrics::Metrics, seldom::seldom, tls::Acceptor,
+};
 
 pub use write::write_answer;
 
@@ -166,8 +168,9 @@ impl Front {
         self.metrics.connections.inc();
         let served = connection::serve(self.clone(), tcp, peer, door, permit);
         tokio::select! {
+            biased;
             () = served => {}
-            () = self.cut() => {}
+            () = seldom(self.cut()) => {}
         }
         self.metrics.connections.dec();
     }

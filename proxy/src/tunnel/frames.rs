@@ -149,9 +149,13 @@ impl Frames {
 
     fn collect(&mut self, payload: &[u8], mask: [u8; 4], at: u8, seen: &mut impl FnMut(Seen)) {
         let Some(message) = &mut self.message else { return };
-        let room = self.prefix_max.saturating_sub(message.start.len());
-        let key = mask.iter().cycle().skip(usize::from(at));
-        message.start.extend(payload.iter().take(room).zip(key).map(|(byte, key)| byte ^ key));
+        let had = message.start.len();
+        let taken = self.prefix_max.saturating_sub(had).min(payload.len());
+        message.start.extend_from_slice(payload.get(..taken).unwrap_or_default());
+        let key: [u8; 4] = std::array::from_fn(|byte| mask[(usize::from(at) + byte) % 4]);
+        for four in message.start.get_mut(had..).unwrap_or_default().chunks_mut(4) {
+            four.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        }
         if message.start.len() >= self.prefix_max {
             self.tell(seen);
         }

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use super::frames::{Farewell, Frames, Seen, close_frame};
+use crate::seldom::seldom;
 
 /// Bytes that are moved at once.
 const SCRATCH: usize = 16 * 1024;
@@ -285,8 +286,9 @@ where
     /// a moment to answer. Returns the bytes that were moved.
     pub async fn run(mut self, going: impl Future<Output = Farewell>) -> io::Result<u64> {
         let ended = tokio::select! {
+            biased;
             ended = self.until_over() => Ok(ended),
-            farewell = going => Err(farewell),
+            farewell = seldom(going) => Err(farewell),
         };
         match ended {
             Ok(Ok(())) => {}
