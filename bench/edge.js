@@ -1,7 +1,7 @@
 // What a request, a WebSocket and a stream cost in `dormouse proxy`, beside other proxies.
 //
 // usage: node bench/edge.js [--quick] [--only ID,ID...] [--tables requests,streams] [--rounds N]
-//                           [--seconds S] [--binary FILE] [--list] [--hold ID]
+//                           [--seconds S] [--binary FILE] [--list] [--hold ID] [--tokens N]
 
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -9,7 +9,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
-import { checkTokens, echoes, idleWebSockets, requests, streams } from './edge/measure.js';
+import { checkTokens, echoes, idleWebSockets, requests, streams, systemCalls } from './edge/measure.js';
 import { ours } from './edge/ours.js';
 import { peers, programs, versions } from './edge/peers.js';
 import { killAll } from './edge/processes.js';
@@ -29,11 +29,12 @@ const { values: options } = parseArgs({
     seconds: { type: 'string' },
     list: { type: 'boolean', default: false },
     hold: { type: 'string' },
+    tokens: { type: 'string' },
   },
 });
 
 const BASES = { plain: 'nginx', tls: 'nginx-tls' };
-const TOKENS = 1000;
+const MANY_TOKENS = 1000;
 const rows = [...ours, ...peers];
 const say = (text) => console.error(`bench: ${text}`);
 
@@ -110,6 +111,10 @@ async function measureRequests(system, picked, left, figures) {
         if (row.many) note(figures, row.id, 'many', await measure(true));
       }
       say(`requests: round ${round + 1} of ${rounds}`);
+    }
+    // At the end: what was traced is not what it was before.
+    for (const row of programs.strace ? mine.filter(({ calls }) => calls) : []) {
+      note(figures, row.id, 'calls', await attempt(row, left, () => systemCalls(row, running.get(row.id), system)));
     }
   } finally {
     await Promise.all([...running.values()].map((peer) => peer.stop()));
@@ -200,6 +205,14 @@ function report(measured, left, figures, about) {
   const some = (kind) => measured.some(({ id }) => figures[id]?.[kind]);
   if (some('request')) parts.push(requestTable(measured, figures), '');
   if (some('stream')) parts.push(streamTable(measured, figures), '');
+  const traced = measured.filter(({ id }) => figures[id]?.calls);
+  if (traced.length > 0) {
+    const lines = traced.map(({ id, title }) => {
+      const [{ total, names }] = figures[id].calls;
+      return [title, total.toFixed(1), names];
+    });
+    parts.push(table([['proxy', 'system calls per request', 'which'], ...lines]), '');
+  }
   for (const [id, why] of left) parts.push(`Left out: ${rows.find((row) => row.id === id).title}: ${why}`, '');
   return parts.join('\n');
 }
@@ -233,7 +246,9 @@ async function main() {
   process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
   say('starting the authserver and the cluster');
   const [binary, load] = [options.binary, options.load].map((file) => path.resolve(file));
-  const system = await startSystem({ folder, binary, load, tokens: TOKENS });
+  const many = !options.hold && options.tables.includes('requests') && picked.some((row) => row.many);
+  const tokens = Number(options.tokens ?? (many ? MANY_TOKENS : 1));
+  const system = await startSystem({ folder, binary, load, tokens });
   writeFileSync(path.join(folder, 'tokens'), system.tokens.map((token) => `${token}\n`).join(''));
   if (options.hold) return hold(system, rows.find(({ id }) => id === options.hold));
   const [figures, left] = [{}, new Map()];

@@ -1,6 +1,6 @@
 // The four measurements. Each takes what `start` of a row gave.
 
-import { truncateSync } from 'node:fs';
+import { readFileSync, truncateSync } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -55,23 +55,48 @@ function forgetLogs(peer) {
   for (const { log } of peer.processes) if (log) truncateSync(log);
 }
 
-/** CPU microseconds per request. `many`: another of the tokens each time. */
-export async function requests(row, peer, system, { seconds, many }) {
+/** Loads a row with requests and answers how many were answered. `many`: another token each time. */
+async function wrk(row, peer, system, { seconds, many }) {
   const url = `${row.tls ? 'https' : 'http'}://127.0.0.1:${peer.port}/1k`;
   const args = ['-t', '1', '-c', String(CLIENTS), '-d', `${seconds}s`];
   if (many) args.push('-s', TOKENS_LUA);
   else args.push('-H', `Host: ${HOST}`, '-H', `Authorization: Bearer ${system.tokens[0]}`);
   const env = { TOKENS: path.join(system.folder, 'tokens'), HOST_FIELD: HOST };
-  const before = cpuSeconds(peer.processes);
   const text = await run('wrk', programs.wrk, [...args, url], { within: (seconds + 20) * 1000, env });
-  const used = cpuSeconds(peer.processes) - before;
   forgetLogs(peer);
   const done = Number(/(\d+) requests in/.exec(text)?.[1]);
   if (!(done > 0)) throw new Error(`wrk says no figure:\n${text}`);
   const failed = /Non-2xx or 3xx responses: (\d+)/.exec(text)?.[1];
   const broken = /Socket errors: connect (\d+), read (\d+), write (\d+)/.exec(text)?.slice(1).map(Number);
   if (failed || broken?.some((count) => count > 0)) throw new Error(`requests failed:\n${text}`);
-  return (used * 1e6) / done;
+  return done;
+}
+
+/** CPU microseconds per request. */
+export async function requests(row, peer, system, options) {
+  const before = cpuSeconds(peer.processes);
+  const done = await wrk(row, peer, system, options);
+  return ((cpuSeconds(peer.processes) - before) * 1e6) / done;
+}
+
+/** System calls per request, as strace counts them: `{ total, names }`. It slows everything down. */
+export async function systemCalls(row, peer, system) {
+  const file = path.join(system.folder, `strace-${peer.port}`);
+  const pids = peer.processes.flatMap((one) => one.pids()).flatMap((pid) => ['-p', String(pid)]);
+  const strace = start('strace', CORE.load, programs.strace, ['-f', '-c', '-o', file, ...pids]);
+  await pause(500);
+  let done;
+  try {
+    done = await wrk(row, peer, system, { seconds: 2, many: false });
+  } finally {
+    strace.child.kill('SIGINT');
+    await strace.ended;
+  }
+  const rows = readFileSync(file, 'utf8').split('\n').map((line) => line.trim().split(/\s+/));
+  const calls = rows.filter(([share]) => /^\d/.test(share)).map((words) => [words.at(-1), Number(words[3]) / done]);
+  const each = calls.filter(([name]) => name !== 'total');
+  const names = each.filter(([, count]) => count >= 0.05).map(([name, count]) => `${name} ${count.toFixed(1)}`);
+  return { total: each.reduce((sum, [, count]) => sum + count, 0), names: names.join(', ') };
 }
 
 function load(row, peer, system, order, args, stdin = 'ignore') {

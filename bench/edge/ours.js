@@ -52,6 +52,7 @@ export const ours = [
     many: true,
     start: (system) => dormouse(system, {}),
     streams: true,
+    calls: true,
   },
   {
     id: 'ours-general',
@@ -61,6 +62,7 @@ export const ours = [
     many: true,
     start: (system) => dormouse(system, {}),
     streams: true,
+    calls: true,
   },
   {
     id: 'ours-tls',

@@ -40,6 +40,7 @@ export const programs = {
   caddy: present(path.join(repository, '.dev/peers/caddy/bin/caddy')),
   chp: present(path.join(repository, 'e2e/node_modules/configurable-http-proxy/bin/configurable-http-proxy')),
   wrk: find('wrk'),
+  strace: find('strace'),
 };
 
 /** Versions as the programs say them. */
@@ -327,7 +328,7 @@ async function configurableHttpProxy(system) {
 
 /** `id`, the row's title, which program it needs, whether it refuses bad tokens, and how it is started. */
 export const peers = [
-  { id: 'nginx', title: 'nginx, no auth', needs: ['nginx'], start: (system) => nginx(system), streams: true },
+  { id: 'nginx', title: 'nginx, no auth', needs: ['nginx'], start: (system) => nginx(system), streams: true, calls: true },
   {
     id: 'nginx-cached',
     title: 'nginx, auth_request, answer cached 60 s',

@@ -74,7 +74,7 @@ client_secret_file = "${file('gate-secret')}"
     const added = spawnSync(binary, ['auth', 'user', 'add', ...where, ...who], { input: randomBytes(12).toString('hex') });
     if (added.status !== 0) throw new Error(`dormouse auth user add: ${added.stderr}`);
     const order = ['auth', 'token', ...where, '--issuer', ISSUER, '--user', name, '--expires-in', TOKEN_LIFE];
-    for (let made = 0; made < TOKENS_PER_PERSON; made += 1) {
+    for (let made = 0; made < Math.min(TOKENS_PER_PERSON, count); made += 1) {
       tokens.push((await run('dormouse auth token', binary, order, { within: 30_000 })).trim());
     }
   };

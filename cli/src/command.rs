@@ -53,6 +53,14 @@ enum Command {
     PodShim,
 }
 
+impl Command {
+    /// Serves many connections and starts no other program, which would inherit what is set.
+    fn is_service(&self) -> bool {
+        use Command::{Authserver, Controller, Portal, Proxy, SshGateway};
+        matches!(self, Proxy(_) | SshGateway(_) | Authserver(_) | Controller(_) | Portal(_))
+    }
+}
+
 #[derive(Args)]
 #[command(
     after_help = "Each setting can be overridden by a variable: DORMOUSE_<KEY>, with __ between a table and \
@@ -87,6 +95,11 @@ pub fn run() -> ExitCode {
         error.exit()
     });
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if cli.command.is_service() {
+        // Where the kernel makes huge pages unasked, idle connections hold several times the memory
+        // that they use. Refused by no kernel that matters, and no loss where it is.
+        let _ = nix::sys::prctl::set_thp_disable(true);
+    }
     let runtime = match Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

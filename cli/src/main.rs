@@ -9,6 +9,10 @@ mod service;
 
 use std::process::ExitCode;
 
+/// The gateways allocate and free small things at a high rate on few threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     // These two run once per container and stay there: they come before everything that costs
