@@ -13,6 +13,7 @@ import { HOST } from './system.js';
 const CLIENTS = 64;
 const STREAMS = 4;
 const GIB = 2 ** 30;
+const FIRST_IDLE = 500;
 /** After the last WebSocket has opened: allocators give back what the handshakes used. */
 const SETTLE = 3_000;
 const TOKENS_LUA = fileURLToPath(new URL('tokens.lua', import.meta.url));
@@ -83,11 +84,11 @@ export async function requests(row, peer, system, options) {
 export async function systemCalls(row, peer, system) {
   const file = path.join(system.folder, `strace-${peer.port}`);
   const pids = peer.processes.flatMap((one) => one.pids()).flatMap((pid) => ['-p', String(pid)]);
-  const strace = start('strace', CORE.load, programs.strace, ['-f', '-c', '-o', file, ...pids]);
+  const strace = start('strace', CORE.load, programs.strace, ['-qqq', '-f', '-c', '-o', file, ...pids]);
   await pause(500);
   let done;
   try {
-    done = await wrk(row, peer, system, { seconds: 2, many: false });
+    done = await wrk(row, peer, system, { seconds: 4, many: false });
   } finally {
     strace.child.kill('SIGINT');
     await strace.ended;
@@ -111,22 +112,32 @@ async function finish(client) {
   if (end.code !== 0) throw new Error(`${client.name} failed: ${JSON.stringify(end)}`);
 }
 
-/** KiB of memory per WebSocket that is open and silent. Wants a process that has done nothing yet. */
+/**
+ * KiB of memory per WebSocket that is open and silent. Some are opened first, so that what a process
+ * got ready at its start, or has left over from it, is not taken for theirs.
+ */
 export async function idleWebSockets(row, peer, system, { connections }) {
-  await pause(500);
-  const before = residentKib(peer.processes);
-  const client = load(row, peer, system, 'idle', ['--path', CHANNEL, '--connections', String(connections)], 'pipe');
-  try {
+  const clients = [];
+  const open = async (count) => {
+    const args = ['--path', CHANNEL, '--connections', String(count)];
+    const client = load(row, peer, system, 'idle', args, 'pipe');
     const next = lines(client);
+    clients.push({ client, next });
     await next(120_000);
     await pause(SETTLE);
-    const kib = (residentKib(peer.processes) - before) / connections;
-    client.child.stdin.end();
-    await next(60_000);
-    await finish(client);
+    return residentKib(peer.processes);
+  };
+  try {
+    const before = await open(FIRST_IDLE);
+    const kib = ((await open(connections)) - before) / connections;
+    for (const { client, next } of clients) {
+      client.child.stdin.end();
+      await next(60_000);
+      await finish(client);
+    }
     return kib;
   } finally {
-    client.kill();
+    for (const { client } of clients) client.kill();
   }
 }
 

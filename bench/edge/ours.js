@@ -7,7 +7,7 @@ import { expectStatus } from './http.js';
 import { CORE, freePort, ready, start } from './processes.js';
 import { AUDIENCE, DOMAIN, HOST, ISSUER } from './system.js';
 
-async function dormouse(system, { tls = false }) {
+async function dormouse(system, { tls = false, fastLane = true }) {
   const [port, plain, admin] = [await freePort(), await freePort(), await freePort()];
   const folder = path.join(system.folder, `dormouse-${port}`);
   mkdirSync(folder, { recursive: true });
@@ -28,6 +28,7 @@ base_domain = "${DOMAIN}"
 issuer = "${ISSUER}"
 issuer_internal_url = "http://127.0.0.1:${system.authserver.port}"
 client_secret_file = "${system.authserver.secretFile}"
+fast_lane = ${fastLane}
 `);
   const log = path.join(folder, 'log');
   const process = start('dormouse proxy', CORE.proxy, system.binary, ['proxy', '--config', settings], { log });
@@ -60,7 +61,7 @@ export const ours = [
     needs: [],
     verifies: true,
     many: true,
-    start: (system) => dormouse(system, {}),
+    start: (system) => dormouse(system, { fastLane: false }),
     streams: true,
     calls: true,
   },

@@ -149,6 +149,14 @@ fn activity_recorded(bencher: Bencher<'_, '_>) {
     });
 }
 
+/// The same within one millisecond, as under load.
+#[divan::bench]
+fn activity_recorded_again(bencher: Bencher<'_, '_>) {
+    let tracker = Tracker::new();
+    let guard = grant(&tracker).begin(How::WebSocket);
+    bencher.bench_local(|| guard.person("worked with a kernel", black_box(now())));
+}
+
 /// An exchange that begins, counts as a person's, and ends.
 #[divan::bench]
 fn activity_of_a_request(bencher: Bencher<'_, '_>) {

@@ -74,10 +74,15 @@ impl Cell {
             .load()
             .as_deref()
             .is_some_and(|d| d.how == how && d.what == what && d.who == *who);
+        let now = now.as_millisecond();
+        if same && self.last.load(Ordering::Acquire) >= now {
+            // Nothing new: whoever wrote that moment has told of it, or is about to.
+            return;
+        }
         if !same {
             self.detail.store(Some(Arc::new(Detail { who: who.clone(), how, what })));
         }
-        self.last.fetch_max(now.as_millisecond(), Ordering::AcqRel);
+        self.last.fetch_max(now, Ordering::AcqRel);
         self.mark_changed();
     }
 
@@ -125,6 +130,7 @@ impl Guard {
     pub fn person_until_dropped(&mut self, what: &'static str, now: Timestamp) {
         if !std::mem::replace(&mut self.working, true) {
             self.cell.working.fetch_add(1, Ordering::AcqRel);
+            self.cell.mark_changed();
         }
         self.person(what, now);
     }
@@ -308,6 +314,21 @@ mod tests {
         let third = tracker.changes(second.cursor);
         assert_eq!((third.changes[0].working, third.changes[0].open), (0, 0));
         assert_eq!(tracker.changes(third.cursor).changes, []);
+    }
+
+    #[test]
+    fn what_begins_in_the_moment_of_the_last_doing_is_reported_too() {
+        let tracker = Tracker::new();
+        guard(&tracker).person("call", at(100));
+        let first = tracker.changes(0);
+        let mut open = guard(&tracker);
+        open.person("call", at(100));
+        assert_eq!(tracker.changes(first.cursor).changes, [], "nothing new");
+        open.person_until_dropped("call", at(100));
+        assert_eq!(tracker.changes(first.cursor).changes[0].working, 1);
+        open.person("another", at(100));
+        let last = tracker.changes(0).changes[0].last.clone().unwrap();
+        assert_eq!(last.what, "another");
     }
 
     #[test]
