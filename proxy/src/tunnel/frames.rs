@@ -79,15 +79,19 @@ impl Frames {
             match self.state {
                 State::Lost => return seen(Seen::Lost),
                 State::Header { bytes: mut header, have } => {
-                    let Some((&first, rest)) = bytes.split_first() else { return };
+                    let have = usize::from(have);
+                    let wanted = if have < 2 { 2 } else { header_length(&header) };
+                    let (here, rest) = bytes.split_at(bytes.len().min(wanted - have));
                     bytes = rest;
-                    if let Some(slot) = header.get_mut(usize::from(have)) {
-                        *slot = first;
+                    for (slot, byte) in header.iter_mut().skip(have).zip(here) {
+                        *slot = *byte;
                     }
-                    let have = have + 1;
-                    self.state = State::Header { bytes: header, have };
+                    let have = have + here.len();
                     if have >= 2 && have == header_length(&header) {
                         self.begin(&header, &mut seen);
+                    } else {
+                        let have = u8::try_from(have).unwrap_or(u8::MAX);
+                        self.state = State::Header { bytes: header, have };
                     }
                 }
                 State::Payload { left, mask, at, control, fin } => {
@@ -151,11 +155,9 @@ impl Frames {
         let Some(message) = &mut self.message else { return };
         let had = message.start.len();
         let taken = self.prefix_max.saturating_sub(had).min(payload.len());
+        message.start.reserve_exact(taken);
         message.start.extend_from_slice(payload.get(..taken).unwrap_or_default());
-        let key: [u8; 4] = std::array::from_fn(|byte| mask[(usize::from(at) + byte) % 4]);
-        for four in message.start.get_mut(had..).unwrap_or_default().chunks_mut(4) {
-            four.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
-        }
+        unmask(message.start.get_mut(had..).unwrap_or_default(), mask, at);
         if message.start.len() >= self.prefix_max {
             self.tell(seen);
         }
@@ -175,8 +177,18 @@ impl Frames {
     }
 }
 
+/// The bytes begin at that place of the frame's payload, modulo four (RFC 6455, section 5.3).
+fn unmask(bytes: &mut [u8], mask: [u8; 4], at: u8) {
+    let key: [u8; 8] = std::array::from_fn(|byte| mask[(usize::from(at) + byte) % 4]);
+    let (eights, rest) = bytes.as_chunks_mut::<8>();
+    for eight in eights {
+        *eight = (u64::from_ne_bytes(*eight) ^ u64::from_ne_bytes(key)).to_ne_bytes();
+    }
+    rest.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+}
+
 /// Length of the header whose first two bytes are there.
-fn header_length(header: &[u8; 14]) -> u8 {
+fn header_length(header: &[u8; 14]) -> usize {
     let mask = if header[1] & 0x80 == 0 { 0 } else { 4 };
     let length = match header[1] & 0x7f {
         126 => 2,
