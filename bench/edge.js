@@ -89,7 +89,7 @@ function note(figures, id, kind, value) {
 }
 
 async function measureRequests(system, picked, left, figures) {
-  const [rounds, seconds] = [number('rounds', 3, 7), number('seconds', 2, 5)];
+  const [rounds, seconds] = [number('rounds', 3, 7), number('seconds', 1, 5)];
   const running = new Map();
   const mine = picked.filter((row) => row.requests !== false);
   try {
@@ -122,7 +122,7 @@ async function measureRequests(system, picked, left, figures) {
 }
 
 async function measureStreams(system, picked, left, figures) {
-  const [rounds, seconds] = [number('rounds', 2, 5), number('seconds', 2, 4)];
+  const [rounds, seconds] = [number('rounds', 2, 5), number('seconds', 1, 4)];
   const mine = picked.filter((row) => row.streams);
   for (let round = 0; round < rounds; round += 1) {
     for (const row of rotated(mine, round)) {
@@ -130,8 +130,8 @@ async function measureStreams(system, picked, left, figures) {
         // Anew each time: memory that an earlier round left would hide what this one takes.
         const peer = await row.start(system);
         try {
-          const connections = options.quick ? 1000 : 2000;
-          note(figures, row.id, 'idle', await idleWebSockets(row, peer, system, { connections }));
+          const many = options.quick ? { connections: 1000, settle: 1500 } : { connections: 2000, settle: 3000 };
+          note(figures, row.id, 'idle', await idleWebSockets(row, peer, system, many));
           note(figures, row.id, 'echo', await echoes(row, peer, system, { seconds }));
           note(figures, row.id, 'stream', await streams(row, peer, system, { seconds }));
         } finally {

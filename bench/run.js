@@ -14,7 +14,7 @@ const quick = options.quick;
 const parts = {
   micro: [process.env.CARGO ?? 'cargo', ['bench', '--quiet', '-p', 'dormouse-domain', '--bench', 'request_path']],
   edge: [process.execPath, [path.join(here, 'edge.js'), ...(quick ? ['--quick'] : [])]],
-  token: [process.execPath, [path.join(here, 'token.js'), ...(quick ? ['--rounds', '2', '--seconds', '2'] : [])]],
+  token: [process.execPath, [path.join(here, 'token.js'), ...(quick ? ['--rounds', '2', '--seconds', '1'] : [])]],
 };
 
 let child;

@@ -14,8 +14,6 @@ const CLIENTS = 64;
 const STREAMS = 4;
 const GIB = 2 ** 30;
 const FIRST_IDLE = 500;
-/** After the last WebSocket has opened: allocators give back what the handshakes used. */
-const SETTLE = 3_000;
 const TOKENS_LUA = fileURLToPath(new URL('tokens.lua', import.meta.url));
 /** A notebook's channel to its kernel, so that messages are looked into. */
 const CHANNEL = '/api/kernels/1/channels';
@@ -114,9 +112,10 @@ async function finish(client) {
 
 /**
  * KiB of memory per WebSocket that is open and silent. Some are opened first, so that what a process
- * got ready at its start, or has left over from it, is not taken for theirs.
+ * got ready at its start, or has left over from it, is not taken for theirs. `settle`: milliseconds in
+ * which allocators may give back what the handshakes used.
  */
-export async function idleWebSockets(row, peer, system, { connections }) {
+export async function idleWebSockets(row, peer, system, { connections, settle }) {
   const clients = [];
   const open = async (count) => {
     const args = ['--path', CHANNEL, '--connections', String(count)];
@@ -124,7 +123,7 @@ export async function idleWebSockets(row, peer, system, { connections }) {
     const next = lines(client);
     clients.push({ client, next });
     await next(120_000);
-    await pause(SETTLE);
+    await pause(settle);
     return residentKib(peer.processes);
   };
   try {
