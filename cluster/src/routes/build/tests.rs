@@ -243,3 +243,33 @@ fn terminating_pods_drain_and_a_members_change_reaches_every_route_of_the_projec
     cluster.apply(Change::Project(Event::Apply(serde_json::from_value(project).unwrap())));
     assert!(authorize(&cluster.next().unwrap(), &identity("bob", &[]), HOST).is_none());
 }
+
+/// `cargo test -p dormouse-cluster -- --ignored --nocapture ten_thousand`
+#[test]
+#[ignore = "prints a figure"]
+fn a_change_among_ten_thousand_routes() {
+    let name = |n: usize| format!("w{n}");
+    let apps: Vec<_> =
+        (0..10_000).map(|n| workload("App", &name(n), "2026-01-01T00:00:00Z", json!({}))).collect();
+    let slices: Vec<_> = (0..10_000).map(|n| slice(&name(n), &[("10.0.0.1", true)])).collect();
+    let mut cluster = cluster(&[], &apps, &slices);
+    let started = std::time::Instant::now();
+    assert_eq!(cluster.next().unwrap().len(), 10_000);
+    println!("all routes: {:?}", started.elapsed());
+    // Somebody holds each table for a while, as requests do.
+    let mut held = std::collections::VecDeque::new();
+    let mut took: Vec<_> = (0..1000)
+        .map(|n| {
+            let slice = slice(&name(n * 7), &[("10.0.0.1", true), ("10.0.0.2", true)]);
+            let change = Change::Endpoints(Event::Apply(serde_json::from_value(slice).unwrap()));
+            let started = std::time::Instant::now();
+            cluster.apply(change);
+            held.push_back(cluster.next().unwrap());
+            let took = started.elapsed();
+            held.drain(..held.len().saturating_sub(10));
+            took
+        })
+        .collect();
+    took.sort_unstable();
+    println!("one change: p50 {:?}, p99 {:?}", took[500], took[990]);
+}
