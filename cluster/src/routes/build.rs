@@ -118,8 +118,10 @@ impl Cluster {
                 Some(self.table.clone())
             }
             Stale::Some(keys) => {
-                // No short circuit: each of them has to be looked at.
-                let changed = keys.iter().fold(false, |any, key| self.make(key) || any);
+                let mut changed = false;
+                for key in &keys {
+                    changed |= self.make(key);
+                }
                 changed.then(|| self.table.clone())
             }
         }
