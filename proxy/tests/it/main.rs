@@ -9,6 +9,7 @@ mod http2;
 mod http2_attacks;
 mod issuer;
 mod limits;
+mod never_read;
 mod operations;
 mod pki;
 mod pods;
