@@ -32,7 +32,9 @@ async fn attack_11_answers_that_nobody_reads_are_not_fetched_and_others_are_serv
                 if request.head.starts_with("GET /small") {
                     return request.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
                 }
-                request.reply(&format!("HTTP/1.1 200 OK\r\nContent-Length: {ANSWER}\r\n\r\n")).await;
+                request
+                    .reply(&format!("HTTP/1.1 200 OK\r\nContent-Length: {ANSWER}\r\n\r\n"))
+                    .await;
                 let block = vec![7; 64 * 1024];
                 while request.stream.write_all(&block).await.is_ok() {
                     sent.fetch_add(block.len() as u64, SeqCst);
