@@ -77,7 +77,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
         Some(redirect) => Some(listen(redirect.listen, "redirect.listen").await?.into_std()?),
         None => None,
     };
-    let certificates = Certificates::Managed { config: settings.tls, elsewhere };
+    let certificates = Certificates::Managed { config: Box::new(settings.tls), elsewhere };
     let tls = Tls { certificates, redirect };
     let listener = listen(settings.listen, "listen").await?.into_std()?;
     let plain = match settings.plain {

@@ -58,7 +58,7 @@ pub enum Certificates {
     /// A resolver of somebody else's.
     Ready(Arc<rustls::ServerConfig>),
     Managed {
-        config: TlsConfig,
+        config: Box<TlsConfig>,
         /// Certificates that somebody keeps elsewhere, and how they change.
         elsewhere: Option<watch::Receiver<Arc<Pairs>>>,
     },

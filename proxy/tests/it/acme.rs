@@ -162,7 +162,7 @@ async fn world(pebble: &Pebble, acme: AcmeConfig, ports: Ports) -> World {
         acme: Some(acme),
         ..TlsConfig::default()
     };
-    let certificates = Certificates::Managed { config, elsewhere: None };
+    let certificates = Certificates::Managed { config: Box::new(config), elsewhere: None };
     let tls = Tls { certificates, redirect: ports.redirect };
     World::with_tls_at(ports.tls, tls, pebble.root().await, |_| {}).await
 }
@@ -426,7 +426,7 @@ async fn a_rate_limit_is_kept_to_across_restarts() {
             acme: Some(acme.clone()),
             ..TlsConfig::default()
         };
-        let certificates = Certificates::Managed { config, elsewhere: None };
+        let certificates = Certificates::Managed { config: Box::new(config), elsewhere: None };
         let tls = Tls { certificates, redirect: ports.redirect };
         let root = Authority::new().der;
         let world = World::with_tls_at(ports.tls, tls, root, |_| {}).await;

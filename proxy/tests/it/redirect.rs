@@ -18,7 +18,7 @@ async fn start(adjust: impl FnOnce(&mut Config)) -> (World, SocketAddr) {
     let address = redirect.local_addr().unwrap();
     let config =
         TlsConfig { certificate_file: Some(chain), key_file: Some(key), ..TlsConfig::default() };
-    let certificates = Certificates::Managed { config, elsewhere: None };
+    let certificates = Certificates::Managed { config: Box::new(config), elsewhere: None };
     let tls = Tls { certificates, redirect: Some(redirect) };
     (World::with_tls(tls, authority.der, adjust).await, address)
 }

@@ -72,7 +72,10 @@ async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
 }
 
 fn managed(config: TlsConfig, elsewhere: Option<watch::Receiver<Arc<Pairs>>>) -> Tls {
-    Tls { certificates: Certificates::Managed { config, elsewhere }, redirect: None }
+    Tls {
+        certificates: Certificates::Managed { config: Box::new(config), elsewhere },
+        redirect: None,
+    }
 }
 
 fn quick() -> TlsConfig {
@@ -267,7 +270,7 @@ async fn curl_follows_the_redirect_and_trusts_the_certificate() {
     let redirect = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let plain = redirect.local_addr().unwrap().port();
     let tls = Tls {
-        certificates: Certificates::Managed { config, elsewhere: None },
+        certificates: Certificates::Managed { config: Box::new(config), elsewhere: None },
         redirect: Some(redirect),
     };
     let world = World::with_tls(tls, authority.der.clone(), |_| {}).await;

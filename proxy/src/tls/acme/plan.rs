@@ -20,7 +20,7 @@ const LAST_RETRY: SignedDuration = SignedDuration::from_hours(12);
 /// When an authority says that it is too much, and not until when.
 const PAUSE: SignedDuration = SignedDuration::from_hours(1);
 /// When it cannot be reached at all.
-const UNREACHABLE: SignedDuration = SignedDuration::from_mins(1);
+const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
 /// The longest that an authority can keep us from trying again.
 const PAUSE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
