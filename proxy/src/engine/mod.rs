@@ -9,7 +9,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use domain::upstream::UpstreamProtocol;
 use futures::FutureExt;
-use http::{HeaderValue, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
@@ -144,6 +144,13 @@ impl<'a> Borrowed<'a> {
 fn client(session: &Session) -> SocketAddr {
     let address = session.client_addr().and_then(|address| address.as_inet());
     address.copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
+}
+
+/// Whether a field of an answer is for the connection to the upstream only.
+fn ends_here(name: &HeaderName, response: &ResponseHeader) -> bool {
+    let options = response.headers.get_all(header::CONNECTION).iter();
+    let mut options = options.flat_map(|value| scrub::options(value.as_bytes()));
+    scrub::answer_ends_here(name.as_str(), &mut options)
 }
 
 /// Whether reading failed because of what the client sent, and not because it left.
@@ -331,6 +338,11 @@ impl ProxyHttp for Engine {
             if !response.status.is_informational() {
                 sticky = picked.set_cookie.take();
             }
+        }
+        let gone: Vec<_> =
+            response.headers.keys().filter(|name| ends_here(name, response)).cloned().collect();
+        for name in gone {
+            response.remove_header(&name);
         }
         if admitted.trust != Trust::Service {
             let all = response.headers.get_all(header::SET_COOKIE).iter();

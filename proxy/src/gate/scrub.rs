@@ -30,12 +30,7 @@ pub struct Scrub<'a> {
 
 impl<'a> Scrub<'a> {
     pub fn new(head: &Head<'a>, trust: Trust) -> Self {
-        let nominated = head
-            .values("connection")
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .map(<[u8]>::trim_ascii)
-            .filter(|name| !name.is_empty())
-            .collect();
+        let nominated = head.values("connection").flat_map(options).collect();
         let drop_authorization = match trust {
             Trust::Workload => head.values("authorization").any(is_bearer),
             Trust::Service => false,
@@ -108,8 +103,23 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
+/// What a `Connection` field lists.
+pub fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty())
+}
+
+/// Whether a field of an answer is for one connection only, given all options of `Connection`. The
+/// framing is not the sender's to take away.
+pub fn answer_ends_here<'a>(name: &str, options: &mut impl Iterator<Item = &'a [u8]>) -> bool {
+    let framing = ["content-length", "transfer-encoding"];
+    if framing.iter().any(|other| name.eq_ignore_ascii_case(other)) {
+        return false;
+    }
+    is_hop_by_hop(name) || options.any(|option| is_nominated(name, option))
+}
+
 /// Whether an option of `Connection` means that field.
-pub fn is_nominated(name: &str, option: &[u8]) -> bool {
+fn is_nominated(name: &str, option: &[u8]) -> bool {
     folded_eq(name.as_bytes(), option)
 }
 

@@ -179,7 +179,7 @@ impl<'a> Seen<'a> {
             match field.name.len() {
                 4 if is("date") => seen.date = true,
                 10 if is("connection") => {
-                    for option in options(field.value) {
+                    for option in scrub::options(field.value) {
                         if option.eq_ignore_ascii_case(b"close") {
                             seen.connection = Connection::Close;
                         } else if !option.eq_ignore_ascii_case(b"keep-alive") {
@@ -215,19 +215,14 @@ fn passes(field: &Field<'_>, all: &[Field<'_>], seen: &Seen<'_>, wanted: &Wanted
     if field.name.eq_ignore_ascii_case("content-length") {
         return seen.coding.is_none();
     }
-    if field.name.eq_ignore_ascii_case("transfer-encoding") {
-        return true;
-    }
-    let nominated = seen.nominates && {
+    let options = || {
         let values = all.iter().filter(|other| other.name.eq_ignore_ascii_case("connection"));
-        let mut names = values.flat_map(|other| options(other.value));
-        names.any(|name| scrub::is_nominated(field.name, name))
+        values.flat_map(|other| scrub::options(other.value))
     };
-    !nominated && !scrub::is_hop_by_hop(field.name)
-}
-
-fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty())
+    !match seen.nominates {
+        true => scrub::answer_ends_here(field.name, &mut options()),
+        false => scrub::answer_ends_here(field.name, &mut std::iter::empty()),
+    }
 }
 
 fn number(digits: &[u8]) -> Result<u64, Malformed> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod acme;
+mod engines;
 mod expiry;
 mod forwarding;
 mod front;
@@ -23,3 +24,14 @@ mod waking;
 mod websocket;
 mod websocket_cases;
 mod world;
+
+/// The same without the fast lane: `World` tells by the name of the test.
+#[path = "."]
+mod general {
+    #[path = "forwarding.rs"]
+    mod forwarding;
+    #[path = "front.rs"]
+    mod front;
+    #[path = "waking.rs"]
+    mod waking;
+}
