@@ -15,7 +15,7 @@ mod harness;
 
 use proptest::prelude::*;
 
-pub use harness::Pair;
+use harness::{Case, Pair};
 
 #[test]
 fn both_engines_do_the_same() {
@@ -32,4 +32,23 @@ fn both_engines_do_the_same() {
     });
     let taken = pair.taken_by_lane();
     assert!(taken * 3 > u64::from(cases.unwrap_or(300)), "the lane took only {taken}");
+}
+
+/// What fuzzing began with and what it found (`fuzz/fuzz_targets/engines.rs`).
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_fuzzed_stays_the_same() {
+    let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    let pair = Pair::start().await;
+    let mut compared = 0;
+    for folder in ["seeds/engines", "corpus/engines"] {
+        let Ok(files) = fuzz.join(folder).read_dir() else { continue };
+        for file in files {
+            let path = file.unwrap().path();
+            let case = Case::of_bytes(&std::fs::read(&path).unwrap());
+            let outcome = pair.compare(&case.expect("a case")).await;
+            assert_eq!(outcome, Ok(()), "{}", path.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
 }
