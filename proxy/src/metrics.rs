@@ -6,6 +6,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub requests: IntCounterVec,
+    /// Those of the fast lane by class of status, found once.
+    lane: [IntCounter; CLASSES.len()],
     pub refusals: IntCounterVec,
     pub connections: IntGauge,
     pub connections_refused: IntCounterVec,
@@ -20,6 +22,13 @@ pub struct Metrics {
     pub access_log: IntCounterVec,
 }
 
+/// Classes of status; the first is for no answer.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn class(status: u16) -> usize {
+    if (100..600).contains(&status) { usize::from(status / 100) } else { 0 }
+}
+
 impl Metrics {
     /// Label of the fast lane.
     pub const LANE: &str = "lane";
@@ -31,12 +40,14 @@ impl Metrics {
         };
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         let buckets = vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0];
+        let requests = counters(
+            "dormouse_proxy_requests_total",
+            "Requests answered, by engine and class of status.",
+            &["engine", "status"],
+        )?;
         let metrics = Self {
-            requests: counters(
-                "dormouse_proxy_requests_total",
-                "Requests answered, by engine and class of status.",
-                &["engine", "status"],
-            )?,
+            lane: CLASSES.map(|class| requests.with_label_values(&[Self::LANE, class])),
+            requests,
             refusals: counters(
                 "dormouse_proxy_refusals_total",
                 "Requests that the gate refused, by reason.",
@@ -110,14 +121,12 @@ impl Metrics {
     }
 
     pub fn answered(&self, engine: &str, status: u16) {
-        let class = match status {
-            100..200 => "1xx",
-            200..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            500..600 => "5xx",
-            _ => "none",
-        };
-        self.requests.with_label_values(&[engine, class]).inc();
+        let class = class(status);
+        match self.lane.get(class).filter(|_| engine == Self::LANE) {
+            Some(counter) => counter.inc(),
+            None => {
+                self.requests.with_label_values(&[engine, CLASSES.get(class).unwrap_or(&"")]).inc()
+            }
+        }
     }
 }

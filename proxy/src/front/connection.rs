@@ -1,6 +1,12 @@
 //! One client connection, from its handshake to its end.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use pingora::{
     apps::{HttpServerApp, ServerApp},
@@ -26,6 +32,7 @@ use crate::{
     answer::Refusal,
     gate::head::Audience,
     lane::{self, After, Deadline},
+    seldom::seldom,
     tcp, tunnel,
 };
 
@@ -74,8 +81,11 @@ pub(super) async fn serve(
         return;
     }
     let mut deadline = Deadline::default();
+    let mut idle_over = pin!(seldom(front.idle_over()));
     loop {
-        let next = match next_head(&front, &mut conn, &mut deadline, peer, hops).await {
+        let next = match next_head(&front, &mut conn, &mut deadline, idle_over.as_mut(), peer, hops)
+            .await
+        {
             Ok(next) => next,
             Err(NoNext::Over) => {
                 // So that the client knows that nothing was cut off.
@@ -152,6 +162,7 @@ async fn next_head(
     front: &Front,
     conn: &mut Conn,
     deadline: &mut Deadline,
+    idle_over: Pin<&mut impl Future<Output = ()>>,
     peer: SocketAddr,
     hops: Option<&TrustedHops>,
 ) -> Result<Next, NoNext> {
@@ -159,7 +170,7 @@ async fn next_head(
     if conn.ahead().is_empty() {
         let first = tokio::select! {
             first = deadline.bound(Instant::now() + limits.keep_alive, conn.read_ahead()) => first,
-            () = front.idle_over() => return Err(NoNext::Over),
+            () = idle_over => return Err(NoNext::Over),
         };
         if !matches!(first, Some(Ok(true))) {
             return Err(NoNext::Over);

@@ -1,10 +1,12 @@
 //! Host names: taken whole or refused, never repaired.
 
+use std::borrow::Cow;
+
 /// What a request's authority says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
+pub enum Host<'a> {
     /// Exactly one label under the base domain. Lower case, without port.
-    Ours(String),
+    Ours(Cow<'a, str>),
     /// A well-formed name that is not ours.
     Foreign,
 }
@@ -16,7 +18,7 @@ pub struct Malformed;
 /// Letters, digits, dots and hyphens, and at most a numeric port; everything else (user-info, `#`,
 /// percent signs, brackets, empty labels but a trailing dot) is malformed. A trailing dot is another
 /// name to cookies and origins, so it is foreign.
-pub fn parse(authority: &str, base_domain: &str) -> Result<Host, Malformed> {
+pub fn parse<'a>(authority: &'a str, base_domain: &str) -> Result<Host<'a>, Malformed> {
     let (name, port) = match authority.split_once(':') {
         Some((name, port)) => (name, Some(port)),
         None => (authority, None),
@@ -32,7 +34,10 @@ pub fn parse(authority: &str, base_domain: &str) -> Result<Host, Malformed> {
     if !port_ok || !name_ok {
         return Err(Malformed);
     }
-    let name = name.to_ascii_lowercase();
+    let name = match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(name.to_ascii_lowercase()),
+        false => Cow::Borrowed(name),
+    };
     let ours = name
         .strip_suffix(base_domain)
         .and_then(|rest| rest.strip_suffix('.'))
@@ -48,7 +53,7 @@ mod tests {
 
     fn ours(authority: &str) -> Option<String> {
         match parse(authority, "example.org") {
-            Ok(Host::Ours(name)) => Some(name),
+            Ok(Host::Ours(name)) => Some(name.into_owned()),
             _ => None,
         }
     }

@@ -31,10 +31,11 @@ use domain::{
     route::RouteTable,
     token::Verifier,
     wake::WakeRequest,
+    workload::WorkloadRef,
 };
 use http::HeaderValue;
 use jiff::Timestamp;
-use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, sync::Cache};
 use runtime::{
     audit::{Audit, Event, Outcome},
     jwks::JwksFollower,
@@ -81,7 +82,7 @@ pub struct Gate {
     sessions: Sessions,
     namer: sticky::Namer,
     pub(crate) tls: TlsSettings,
-    opened: Cache<(String, String), ()>,
+    opened: Cache<(String, WorkloadRef), ()>,
     live: Arc<Live>,
     audit: Audit,
     /// The second in which a bad credential was last written to the audit log.
@@ -207,7 +208,7 @@ impl Gate {
             }
             Err(_) => return Err(Refusal::BadRequest("The Host header is malformed")),
         };
-        let system = self.system_hosts.get(&host);
+        let system = self.system_hosts.get(&*host);
         if let Some(system) = system {
             if system.closed_paths.iter().any(|closed| closed::is_below(head.path(), closed)) {
                 return Err(Refusal::NotFound);
@@ -405,16 +406,16 @@ impl Gate {
         now: Timestamp,
     ) {
         let credential = &signed_in.identity.credential;
-        let workload = grant.workload().to_string();
+        let workload = grant.workload();
         let websocket = audience == Audience::Upgrade;
         if !websocket {
             let session = credential.session.as_ref().unwrap_or(&credential.id);
-            let key = (session.clone(), workload.clone());
-            if self.opened.get(&key).is_some() {
+            if self.opened.get(&Opening(session, workload)).is_some() {
                 return;
             }
-            self.opened.insert(key, ());
+            self.opened.insert((session.clone(), workload.clone()), ());
         }
+        let workload = workload.to_string();
         self.record(
             now,
             Event {
@@ -427,6 +428,16 @@ impl Gate {
                 detail: websocket.then_some("WebSocket"),
             },
         );
+    }
+}
+
+/// The key of a first use, borrowed: hashed as the owned one is.
+#[derive(Hash)]
+struct Opening<'a>(&'a str, &'a WorkloadRef);
+
+impl Equivalent<(String, WorkloadRef)> for Opening<'_> {
+    fn equivalent(&self, (session, workload): &(String, WorkloadRef)) -> bool {
+        self.0 == session && self.1 == workload
     }
 }
 
