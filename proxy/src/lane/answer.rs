@@ -189,10 +189,10 @@ impl<'a> Seen<'a> {
                         }
                     }
                 }
-                14 if is("content-length") => {
-                    if seen.length.replace(number(field.value)?).is_some() {
-                        return Err(Malformed);
-                    }
+                14 if is("content-length")
+                    && seen.length.replace(number(field.value)?).is_some() =>
+                {
+                    return Err(Malformed);
                 }
                 17 if is("transfer-encoding") && seen.coding.replace(field.value).is_some() => {
                     return Err(Malformed);
@@ -311,7 +311,7 @@ mod tests {
         let both = "Content-Length: 7\r\nTransfer-Encoding: chunked\r\n";
         assert_eq!(follows(both), Ok((chunked(), false)));
         assert_eq!(follows(""), Ok((Follows::UntilClosed, false)));
-        assert_eq!(follows("Content-Length: 7\r\nConnection: x, Close\r\n").unwrap().1, false);
+        assert!(!follows("Content-Length: 7\r\nConnection: x, Close\r\n").unwrap().1);
         for bad in [
             "Content-Length: 7\r\nContent-Length: 7\r\n",
             "Content-Length: 7, 7\r\n",
