@@ -126,6 +126,9 @@ pub struct TokenOptions {
     /// What the token is for
     #[arg(long, default_value = "dormouse")]
     audience: String,
+    /// The only workload that the token reaches
+    #[arg(long, value_name = "PROJECT/NAME")]
+    workload: Option<String>,
     /// What the token is called in lists
     #[arg(long, value_name = "TEXT", default_value = "made by an operator")]
     label: String,
@@ -222,9 +225,10 @@ async fn token(options: TokenOptions, now: Timestamp) -> anyhow::Result<()> {
         (None, None) => bail!("name the issuer with --issuer"),
     };
     let issuer: Issuer = issuer.parse().map_err(|error| anyhow::anyhow!("{issuer}: {error}"))?;
-    let new = NewPersonalToken {
-        audience: &options.audience,
-        ..NewPersonalToken::full(&options.label, options.expires_in, &options.audience)
+    let (label, lifetime, audience) = (&options.label, options.expires_in, &options.audience);
+    let new = match &options.workload {
+        Some(only) => NewPersonalToken::limited(label, lifetime, audience, only),
+        None => NewPersonalToken::full(label, lifetime, audience),
     };
     let token = store.issue_personal_token(&issuer, &options.user, new, now).await?;
     if options.place.json {
