@@ -68,6 +68,24 @@ pub enum UserOrder {
     Disable(Named),
     /// Let a disabled person in again
     Enable(Named),
+    /// Let a person sign in at the company's provider as well, as the subject that it knows them by
+    #[command(
+        after_help = "Example:\n  dormouse auth user link-upstream --data-dir .dormouse --name carol \\\n    \
+                      --provider https://login.example.com --subject 00u1a2b3c4"
+    )]
+    LinkUpstream(LinkOptions),
+}
+
+#[derive(Args)]
+pub struct LinkOptions {
+    #[command(flatten)]
+    named: Named,
+    /// The provider's issuer URL, as in the settings
+    #[arg(long, value_name = "URL")]
+    provider: String,
+    /// What the provider says in `sub`
+    #[arg(long, value_name = "TEXT")]
+    subject: String,
 }
 
 /// Which authserver.
@@ -174,6 +192,10 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         }
         Order::User(UserOrder::Enable(Named { place, name })) => {
             Ok(place.open().await?.enable_user(&name).await?)
+        }
+        Order::User(UserOrder::LinkUpstream(options)) => {
+            let LinkOptions { named: Named { place, name }, provider, subject } = options;
+            Ok(place.open().await?.link_upstream(&name, &provider, &subject, now).await?)
         }
         Order::Token(options) => token(options, now).await,
         Order::Key(order) => keys::run(order, now).await,
