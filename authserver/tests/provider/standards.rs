@@ -95,9 +95,8 @@ async fn oidc_a_refresh_has_an_id_token_for_all_but_the_gateways() {
     let callback = "https://other.example/cb";
     let path = authorize_with(&[("client_id", OTHER.0), ("redirect_uri", callback)]);
     let to = Browser::default().sign_in(&server, &path, "alice").await;
-    let form = code_form(&query(&to)["code"])
-        .map(|(n, v)| (n, if n == "redirect_uri" { callback } else { v }.to_owned()));
-    let form: Vec<(&str, &str)> = form.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let code = query(&to)["code"].clone();
+    let form = code_form(&code).map(|(n, v)| (n, if n == "redirect_uri" { callback } else { v }));
     let first = server.token(OTHER, &form).await.1;
     let refresh =
         [("grant_type", "refresh_token"), ("refresh_token", text(&first, "refresh_token"))];
