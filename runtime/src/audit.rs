@@ -23,6 +23,9 @@ use serde::Serialize;
 /// Lines that may wait for a slow disk: about a second's worth of the busiest gateway.
 const QUEUE: usize = 8192;
 
+/// How long lines may wait for others.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// Bytes that are written at once.
 const TOGETHER: usize = 64 * 1024;
 
@@ -157,6 +160,10 @@ enum Sink {
 fn write_lines(queue: &Receiver<Entry>, mut sink: Sink) {
     let mut lines = Vec::new();
     while let Ok(first) = queue.recv() {
+        if matches!(first, Entry::Line(_)) {
+            // Waking this thread for each line would cost more than the rest of it.
+            thread::sleep(GATHER);
+        }
         let mut done = None;
         let mut next = Some(first);
         while let Some(entry) = next {
