@@ -6,6 +6,8 @@ CARGO ?= cargo
 ARGS ?=
 # Names of end-to-end tests to run: make e2e TESTS='ssh api'
 TESTS ?=
+# How long each fuzz target runs: make fuzz SECONDS=600
+SECONDS ?= 60
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DORMOUSE := $(TARGET)/debug/dormouse
@@ -13,7 +15,7 @@ DORMOUSE := $(TARGET)/debug/dormouse
 export PATH := $(CURDIR)/.dev/venv/bin:$(CURDIR)/.dev/lint/bin:$(CURDIR)/.dev/node/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build test unit e2e lint bench soak clean
+.PHONY: help dev build test unit e2e lint bench soak fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,15 @@ soak: ## Hold 10,000 WebSockets and 2,000 requests/s for 10 minutes (builds for 
 	@scripts/setup build bench
 	$(CARGO) build --release -p dormouse-cli -p dormouse-load
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/soak.js $(ARGS)
+
+# `-s none`: the parsers have no unsafe code, so what is looked for is panics and broken promises.
+fuzz: ## Fuzz the authserver's parsers, SECONDS each (cargo install cargo-fuzz)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'make fuzz needs cargo-fuzz: cargo install cargo-fuzz' >&2; exit 1; }
+	cd fuzz && for target in $$(ls fuzz_targets | sed 's/\.rs$$//'); do \
+		mkdir -p corpus/$$target && \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s none $$target corpus/$$target seeds/$$target \
+			-- -max_total_time=$(SECONDS) -timeout=5 || exit 1; \
+	done
 
 clean: ## Remove what was built and what `make dev` and `make test` installed and left
 	$(CARGO) clean

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 import { refreshFor } from './load.js';
-import { dormouse, oidcProvider, opensslSignatures } from './servers.js';
+import { dormouse, oidcProvider, opensslSignatures, processorTime } from './servers.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const target = process.env.CARGO_TARGET_DIR ?? path.join(here, '..', 'target');
@@ -66,33 +66,49 @@ async function main() {
     servers.push(await dormouse(core, values.binary, folder, families));
     servers.push(await oidcProvider(core, families));
     const work = { access: 1, both: 2 };
-    const grants = servers.flatMap(({ name, endpoint, tokens, scopes }) =>
+    const grants = servers.flatMap(({ name, endpoint, tokens, scopes, pid }) =>
       Object.entries(work).map(([kind, signatures]) => ({
         label: `${name}, ${kind === 'access' ? 'access token' : 'access and ID token'}`,
         signatures,
-        measure: (duration) => refreshFor(duration, endpoint, tokens, { scope: scopes[kind], signatures }),
-        rates: [],
+        measure: async (duration) => {
+          const before = processorTime(pid);
+          const rate = await refreshFor(duration, endpoint, tokens, { scope: scopes[kind], signatures });
+          return { rate, perCpu: (rate * duration) / (processorTime(pid) - before) };
+        },
+        results: [],
       })),
     );
     // Caches and just-in-time compilers, before anything counts.
     for (const { measure } of grants) await measure(Math.min(seconds, 2));
 
-    const base = { rates: [], measure: () => opensslSignatures(core, Math.max(1, Math.round(seconds / 2))) };
+    const base = {
+      results: [],
+      measure: () => {
+        const each = Math.max(1, Math.round(seconds / 2));
+        return { rate: opensslSignatures(core, each, true), perCpu: opensslSignatures(core, each, false) };
+      },
+    };
     const all = [base, ...grants];
     for (let round = 0; round < rounds; round += 1) {
       const first = round % all.length;
-      for (const one of [...all.slice(first), ...all.slice(0, first)]) one.rates.push(await one.measure(seconds));
+      for (const one of [...all.slice(first), ...all.slice(0, first)]) one.results.push(await one.measure(seconds));
       console.error(`round ${round + 1} of ${rounds}`);
     }
 
-    const rows = [['refresh grants on one core', 'signatures each', 'a second', 'ratio to OpenSSL\'s signatures']];
-    for (const { label, signatures, rates } of grants) {
-      const ratios = rates.map((rate, round) => rate / base.rates[round]);
-      rows.push([label, String(signatures), spread(rates, 0), spread(ratios, 2)]);
+    const columns = ['a second', 'ratio to OpenSSL', 'a second of CPU', 'ratio to OpenSSL'];
+    const rows = [['refresh grants on one core', 'signatures each', ...columns]];
+    for (const { label, signatures, results } of grants) {
+      const cells = ['rate', 'perCpu'].flatMap((what) => {
+        const values = results.map((result) => result[what]);
+        const ratios = values.map((value, round) => value / base.results[round][what]);
+        return [spread(values, 0), spread(ratios, 2)];
+      });
+      rows.push([label, String(signatures), ...cells]);
     }
+    const signatures = (what) => spread(base.results.map((result) => result[what]), 0);
     const openssl = spawnSync('openssl', ['version'], { encoding: 'utf8' }).stdout.trim();
     const report = [
-      `${openssl}, rsa2048: ${spread(base.rates, 0)} signatures a second.`,
+      `${openssl}, rsa2048: ${signatures('rate')} signatures a second, ${signatures('perCpu')} a second of CPU.`,
       `Median (least to most) of ${rounds} rounds of ${seconds} s, ${families} refreshes at a time.`,
       `${os.cpus()[0].model}, core ${core} of ${os.cpus().length}; Node.js ${process.version}; ${path.resolve(values.binary)}.`,
       '',

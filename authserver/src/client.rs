@@ -59,6 +59,8 @@ pub struct Profile {
     pub name: Option<String>,
     /// The text of a JSON Web Key Set: the client authenticates by assertions alone.
     pub keys: Option<String>,
+    /// Where the key set is instead.
+    pub jwks_uri: Option<String>,
     pub grant_types: Vec<GrantType>,
     /// Audiences that it may ask for (RFC 8707).
     pub resources: Vec<String>,
@@ -73,7 +75,7 @@ pub struct Profile {
 impl Profile {
     /// True when the client authenticates by assertions.
     pub fn has_keys(&self) -> bool {
-        self.keys.is_some()
+        self.keys.is_some() || self.jwks_uri.is_some()
     }
 }
 
@@ -97,6 +99,8 @@ enum Proof {
     Secret(Vec<u8>),
     /// The text of its key set.
     Keys(String),
+    /// The address of its key set.
+    KeysAt(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +109,10 @@ pub enum ClientError {
     Secret(String, SecretError),
     #[error("client `{0}`: the secret must have {SECRET_MIN} characters or more")]
     ShortSecret(String),
-    #[error("client `{0}` needs one of `secret_file`, `jwks_file` and `public = true`")]
+    #[error("client `{0}` needs one of `secret_file`, `jwks_file`, `jwks_uri` and `public = true`")]
     NoSecret(String),
+    #[error("client `{0}`: jwks_uri must use https, or http on loopback")]
+    KeySetUri(String),
     #[error("client `{0}`: cannot read its key set: {1}")]
     KeyFile(String, std::io::Error),
     #[error("client `{0}`: its key set is of no use: {1}")]
@@ -157,8 +163,8 @@ impl Client {
     /// A client that is not in the settings. It is given a secret unless it is public, has keys, or
     /// brings a secret of its own; the secret is returned, and nobody can see it again.
     pub fn register(config: &ClientConfig) -> Result<(Self, Option<Secret>), ClientError> {
-        let own = config.public || config.secret_file.is_some() || config.jwks_file.is_some();
-        if own {
+        let own = config.secret_file.is_some() || config.jwks_file.is_some();
+        if own || config.public || config.jwks_uri.is_some() {
             return Ok((Self::of(config)?, None));
         }
         let secret = Secret::generate();
@@ -168,15 +174,18 @@ impl Client {
 
     fn of(config: &ClientConfig) -> Result<Self, ClientError> {
         let id = &config.id;
-        let proof = match (&config.secret_file, &config.jwks_file, config.public) {
-            (Some(file), None, false) => Proof::Secret(read_secret(id, file)?),
-            (None, Some(file), false) => {
+        let (secret, keys, uri) = (&config.secret_file, &config.jwks_file, &config.jwks_uri);
+        let proof = match (secret, keys, uri, config.public) {
+            (Some(file), None, None, false) => Proof::Secret(read_secret(id, file)?),
+            (None, Some(file), None, false) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|error| ClientError::KeyFile(id.clone(), error))?;
                 JwkSet::from_json(&text).map_err(|error| ClientError::Keys(id.clone(), error))?;
                 Proof::Keys(text)
             }
-            (None, None, true) => Proof::None,
+            (None, None, Some(uri), false) if is_key_set_uri(uri) => Proof::KeysAt(uri.clone()),
+            (None, None, Some(_), false) => return Err(ClientError::KeySetUri(id.clone())),
+            (None, None, None, true) => Proof::None,
             _ => return Err(ClientError::NoSecret(id.clone())),
         };
         Self::with_proof(config, proof)
@@ -189,10 +198,18 @@ impl Client {
         if !is_plain {
             return Err(ClientError::Id(id));
         }
-        let (kind, secret_digest, keys) = match proof {
-            Proof::None => (ClientKind::Public, None, None),
-            Proof::Secret(digest) => (ClientKind::Confidential, Some(digest), None),
-            Proof::Keys(keys) => (ClientKind::Confidential, Some(Vec::new()), Some(keys)),
+        let (mut keys, mut jwks_uri) = (None, None);
+        let (kind, secret_digest) = match proof {
+            Proof::None => (ClientKind::Public, None),
+            Proof::Secret(digest) => (ClientKind::Confidential, Some(digest)),
+            Proof::Keys(text) => {
+                keys = Some(text);
+                (ClientKind::Confidential, Some(Vec::new()))
+            }
+            Proof::KeysAt(uri) => {
+                jwks_uri = Some(uri);
+                (ClientKind::Confidential, Some(Vec::new()))
+            }
         };
         let uris = config.redirect_uris.iter().chain(&config.post_logout_redirect_uris);
         for uri in uris {
@@ -217,6 +234,7 @@ impl Client {
         let profile = Profile {
             name: config.name.clone(),
             keys,
+            jwks_uri,
             grant_types: config.grant_types.clone(),
             resources: config.resources.clone(),
             third_party: config.third_party,
@@ -331,6 +349,11 @@ fn is_redirect_uri(uri: &str) -> bool {
         && uri.bytes().all(|b| b.is_ascii_graphic())
         && url.username().is_empty()
         && url.password().is_none()
+}
+
+/// As a redirect URI, but not one of a native application.
+fn is_key_set_uri(uri: &str) -> bool {
+    is_redirect_uri(uri) && uri.starts_with("http")
 }
 
 /// A resource indicator (RFC 8707, section 2): an absolute URI without a fragment.

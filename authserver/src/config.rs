@@ -85,6 +85,10 @@ pub struct Config {
     /// Other applications that sign people in here.
     #[serde(default)]
     pub clients: Vec<ClientConfig>,
+    /// Hosts of private networks may be named in `jwks_uri`, and are reached through a proxy if the
+    /// environment names one.
+    #[serde(default)]
+    pub private_key_sets: bool,
     /// Other providers that people sign in with, in the order in which they are shown.
     #[serde(default)]
     pub providers: Vec<ProviderConfig>,
@@ -103,14 +107,18 @@ pub struct ClientConfig {
     /// Runs where no secret can be kept: in a browser, on a person's own machine.
     #[serde(default)]
     pub public: bool,
-    /// A file with the client's secret, 32 characters or more. Needed unless `public` or
-    /// `jwks_file`.
+    /// A file with the client's secret, 32 characters or more. Needed unless `public`,
+    /// `jwks_file` or `jwks_uri`.
     #[serde(default)]
     pub secret_file: Option<PathBuf>,
     /// A file with the client's public keys as a JSON Web Key Set: it authenticates by
     /// `private_key_jwt` instead of a secret.
     #[serde(default)]
     pub jwks_file: Option<PathBuf>,
+    /// Where the client publishes its key set instead, by https. It is asked for when it is needed,
+    /// and kept for ten minutes.
+    #[serde(default)]
+    pub jwks_uri: Option<String>,
     /// What people see on pages instead of the id.
     #[serde(default)]
     pub name: Option<String>,
@@ -149,6 +157,7 @@ impl ClientConfig {
             public: false,
             secret_file: None,
             jwks_file: None,
+            jwks_uri: None,
             name: None,
             redirect_uris: Vec::new(),
             grant_types: default_grant_types(),

@@ -86,6 +86,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/ssh/certificate", post(ssh_certificates::certify))
         .route("/ssh/authority", get(ssh_certificates::authority))
         .route("/internal/ssh-keys", get(internal::ssh_keys))
+        .route("/internal/token-uses", post(internal::token_uses))
         .route("/internal/revocations", get(revocations::snapshot))
         .route("/internal/revocations/events", get(revocations::events))
         .route("/", get(sign_in::home))

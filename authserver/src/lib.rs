@@ -16,6 +16,7 @@ mod federation;
 mod http;
 mod issuer;
 mod jws;
+mod key_sets;
 mod known_clients;
 mod limiter;
 mod listen;

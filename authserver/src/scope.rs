@@ -13,6 +13,10 @@ pub const ADMIN: &str = "admin";
 pub const PERSONAL: &str =
     "openid profile email groups account workload:use workload:manage usage:read";
 
+/// All that a personal access token may do that is limited to one workload: whoever finds it must
+/// not come by another credential with it.
+pub const LIMITED: &str = "workload:use workload:manage";
+
 /// Those that there are.
 pub const KNOWN: [&str; 10] = [
     "openid",

@@ -118,6 +118,9 @@ pub struct Store {
     refresh_key: Arc<OnceCell<hmac::Key>>,
     /// Where PostgreSQL tells of what happens.
     listen_to: Option<Url>,
+    /// For whom writes all the time: SQLite's, opened when it is needed.
+    writer: Arc<OnceCell<AnyPool>>,
+    database: Arc<Database>,
 }
 
 impl Store {
@@ -138,8 +141,10 @@ impl Store {
             Database::File(_) => None,
         };
         let passwords = Passwords::default();
-        let refresh_key = Arc::default();
-        let store = Self { pool, dialect, passwords, master_key, refresh_key, listen_to };
+        let (refresh_key, writer) = (Arc::default(), Arc::default());
+        let database = Arc::new(database.clone());
+        let store =
+            Self { pool, dialect, passwords, master_key, refresh_key, listen_to, writer, database };
         store.seal_all().await?;
         Ok(store)
     }
@@ -151,6 +156,9 @@ impl Store {
 
     /// Waits until all connections are closed; the log is merged into the file.
     pub async fn close(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.close().await;
+        }
         self.pool.close().await;
     }
 

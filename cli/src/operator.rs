@@ -68,6 +68,24 @@ pub enum UserOrder {
     Disable(Named),
     /// Let a disabled person in again
     Enable(Named),
+    /// Let a person sign in at the company's provider as well, as the subject that it knows them by
+    #[command(
+        after_help = "Example:\n  dormouse auth user link-upstream --data-dir .dormouse --name carol \\\n    \
+                      --provider https://login.example.com --subject 00u1a2b3c4"
+    )]
+    LinkUpstream(LinkOptions),
+}
+
+#[derive(Args)]
+pub struct LinkOptions {
+    #[command(flatten)]
+    named: Named,
+    /// The provider's issuer URL, as in the settings
+    #[arg(long, value_name = "URL")]
+    provider: String,
+    /// What the provider says in `sub`
+    #[arg(long, value_name = "TEXT")]
+    subject: String,
 }
 
 /// Which authserver.
@@ -126,6 +144,9 @@ pub struct TokenOptions {
     /// What the token is for
     #[arg(long, default_value = "dormouse")]
     audience: String,
+    /// The only workload that the token reaches
+    #[arg(long, value_name = "PROJECT/NAME")]
+    workload: Option<String>,
     /// What the token is called in lists
     #[arg(long, value_name = "TEXT", default_value = "made by an operator")]
     label: String,
@@ -171,6 +192,10 @@ pub async fn run(order: Order) -> anyhow::Result<()> {
         }
         Order::User(UserOrder::Enable(Named { place, name })) => {
             Ok(place.open().await?.enable_user(&name).await?)
+        }
+        Order::User(UserOrder::LinkUpstream(options)) => {
+            let LinkOptions { named: Named { place, name }, provider, subject } = options;
+            Ok(place.open().await?.link_upstream(&name, &provider, &subject, now).await?)
         }
         Order::Token(options) => token(options, now).await,
         Order::Key(order) => keys::run(order, now).await,
@@ -222,9 +247,10 @@ async fn token(options: TokenOptions, now: Timestamp) -> anyhow::Result<()> {
         (None, None) => bail!("name the issuer with --issuer"),
     };
     let issuer: Issuer = issuer.parse().map_err(|error| anyhow::anyhow!("{issuer}: {error}"))?;
-    let new = NewPersonalToken {
-        audience: &options.audience,
-        ..NewPersonalToken::full(&options.label, options.expires_in, &options.audience)
+    let (label, lifetime, audience) = (&options.label, options.expires_in, &options.audience);
+    let new = match &options.workload {
+        Some(only) => NewPersonalToken::limited(label, lifetime, audience, only),
+        None => NewPersonalToken::full(label, lifetime, audience),
     };
     let token = store.issue_personal_token(&issuer, &options.user, new, now).await?;
     if options.place.json {

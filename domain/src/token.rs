@@ -4,7 +4,14 @@
 //! own (`jwk`, `jku`, `x5u`, `x5c`) or asks for extensions (`crit`) is refused before anything else
 //! is looked at.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -191,6 +198,16 @@ struct Verified {
     not_before: Timestamp,
     expires_at: Timestamp,
     identity: Arc<Identity>,
+    /// The second of its last use, of personal tokens: people want to know which ones they need.
+    used_at: Option<Arc<AtomicI64>>,
+}
+
+impl Verified {
+    fn is_used(&self, now: Timestamp) {
+        if let Some(used_at) = &self.used_at {
+            used_at.store(now.as_second(), Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -234,12 +251,25 @@ impl Verifier {
             && known.generation == generation.number
         {
             self.check_time(known.not_before, known.expires_at, now)?;
+            known.is_used(now);
             return Ok(known.identity);
         }
         let verified = self.verify_anew(token, &generation, now)?;
+        verified.is_used(now);
         let identity = verified.identity.clone();
         self.verified.insert(token.to_owned(), verified);
         Ok(identity)
+    }
+
+    /// Personal tokens that were used at that time or later, by `jti`, each with its last use to the
+    /// second. Those are missing that had to make room for others since.
+    pub fn personal_uses(&self, since: Timestamp) -> Vec<(String, i64)> {
+        let uses = self.verified.iter().filter_map(|(_, verified)| {
+            let used_at = verified.used_at?.load(Ordering::Relaxed);
+            let is_new = used_at >= since.as_second();
+            is_new.then(|| (verified.identity.credential.id.clone(), used_at))
+        });
+        uses.collect()
     }
 
     fn verify_anew(
@@ -282,8 +312,14 @@ impl Verifier {
         let (not_before, expires_at) = (time(claims.nbf)?, time(claims.exp)?);
         self.check_time(not_before, expires_at, now)?;
         let identity = identity_of(claims, expires_at)?;
-        let generation = generation.number;
-        Ok(Verified { generation, not_before, expires_at, identity: Arc::new(identity) })
+        let personal = identity.credential.kind == CredentialKind::PersonalAccessToken;
+        Ok(Verified {
+            generation: generation.number,
+            not_before,
+            expires_at,
+            identity: Arc::new(identity),
+            used_at: personal.then(Arc::default),
+        })
     }
 
     fn check_time(

@@ -86,6 +86,24 @@ export async function resource(instance, kind, name) {
   return found;
 }
 
+/** Changes the spec of a workload by a JSON merge patch (RFC 7396). */
+export async function changeSpec(instance, { kind, name }, spec) {
+  const { metadata } = await resource(instance, kind, name);
+  const pathname = `${GROUP}/namespaces/${metadata.namespace}/${plural[kind]}/${name}`;
+  const { server, token, ...tls } = credentials(instance.ready.kubeconfig);
+  const headers = { 'content-type': 'application/merge-patch+json' };
+  if (token) headers.authorization = `Bearer ${token}`;
+  const response = await new Promise((resolve, reject) => {
+    https
+      .request(new URL(pathname, server), { ...tls, method: 'PATCH', headers, agent: false }, resolve)
+      .on('error', reject)
+      .end(JSON.stringify({ spec }));
+  });
+  const chunks = [];
+  for await (const chunk of response) chunks.push(chunk);
+  if (response.statusCode !== 200) throw new Error(`PATCH ${pathname}: ${response.statusCode} ${Buffer.concat(chunks)}`);
+}
+
 /** Pods of a namespace whose name starts with the workload's. */
 export async function podsOf(instance, { metadata: { namespace, name } }) {
   const list = await getJson(instance, `/api/v1/namespaces/${namespace}/pods`);

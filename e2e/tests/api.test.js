@@ -42,6 +42,19 @@ test('a personal access token says who it is', async () => {
   assert.doesNotMatch(response.text, new RegExp(alice), 'the token is not repeated');
 });
 
+test('a token that is limited to one workload opens no other', async () => {
+  const { project } = instance.workload('echo');
+  const token = await instance.issueToken('alice', '--workload', `${project}/echo`);
+  assert.equal((await request(instance, echo, { token })).status, 200);
+  const others = instance.ready.workloads.filter(({ name }) => name !== 'echo');
+  assert.ok(others.length > 0, 'alice has more than one');
+  for (const { name, url } of others) {
+    assert.equal((await request(instance, url, { token })).status, 404, name);
+  }
+  const listed = await request(instance, new URL('/api/workloads', instance.ready.portal), { token });
+  assert.deepEqual(listed.json().map(({ name }) => name), ['echo']);
+});
+
 test('curl reaches echo with a token', needs('curl'), async () => {
   const args = ['--silent', '--show-error', '--cacert', instance.ready.ca, '--write-out', '\\n%{http_code}'];
   const result = await run('curl', [...args, '--header', `Authorization: Bearer ${alice}`, `${echo}some/path?q=1`]);

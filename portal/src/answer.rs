@@ -14,6 +14,8 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src dat
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     NotSignedIn,
+    /// The token was not given for looking at workloads.
+    Scope,
     NotFound,
     Broken,
 }
@@ -24,6 +26,7 @@ impl IntoResponse for Refusal {
             Self::NotSignedIn => {
                 (StatusCode::UNAUTHORIZED, "Sign in, or send a token as Authorization: Bearer.")
             }
+            Self::Scope => (StatusCode::FORBIDDEN, "The token needs the scope `workload:use`."),
             Self::NotFound => (StatusCode::NOT_FOUND, "There is no such page."),
             Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "The page could not be made."),
         };
@@ -34,9 +37,14 @@ impl IntoResponse for Refusal {
             "status": status.as_u16(),
             "detail": detail,
         });
+        // RFC 6750, section 3.
+        let challenge = match self {
+            Self::Scope => r#"Bearer error="insufficient_scope", scope="workload:use""#,
+            _ => "Bearer",
+        };
         let headers = [
             (header::CONTENT_TYPE, "application/problem+json"),
-            (header::WWW_AUTHENTICATE, "Bearer"),
+            (header::WWW_AUTHENTICATE, challenge),
         ];
         (status, headers, problem.to_string()).into_response()
     }

@@ -17,7 +17,11 @@ use axum::{
     routing::get,
 };
 use cluster::resources::{App, Workspace};
-use domain::{identity::Identity, route::RouteTable, token::Verifier};
+use domain::{
+    identity::{Identity, USE},
+    route::RouteTable,
+    token::Verifier,
+};
 use jiff::Timestamp;
 use kube::runtime::reflector::Store;
 use runtime::service::Context;
@@ -70,12 +74,21 @@ pub async fn serve(
     axum::serve(listener, router).with_graceful_shutdown(ctx.shutdown.cancelled_owned()).await
 }
 
+/// A token that was given for something else, such as another program's sign-in, shows nothing. One
+/// that is limited to a workload is shown that one, because the list asks for each who may reach it.
+fn may_look(identity: &Identity) -> Result<(), Refusal> {
+    let has_scope = identity.credential.scopes.iter().any(|scope| scope == USE);
+    if has_scope { Ok(()) } else { Err(Refusal::Scope) }
+}
+
 impl Portal {
     fn identity(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Identity>, Refusal> {
         let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token =
             value.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Refusal::NotSignedIn)?;
-        self.inputs.verifier.verify(token, now).map_err(|_| Refusal::NotSignedIn)
+        let identity = self.inputs.verifier.verify(token, now).map_err(|_| Refusal::NotSignedIn)?;
+        may_look(&identity)?;
+        Ok(identity)
     }
 
     fn entries(&self, identity: &Arc<Identity>, now: Timestamp) -> Vec<Entry> {
@@ -102,4 +115,31 @@ async fn page(State(portal): State<Arc<Portal>>, headers: HeaderMap) -> Result<R
     let identity = portal.identity(&headers, now)?;
     let page = list::Page { user: identity.user.as_str(), entries: portal.entries(&identity, now) };
     answer::page(&page)
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::identity::{Credential, CredentialKind};
+
+    use super::*;
+
+    #[test]
+    fn a_token_for_something_else_shows_nothing() {
+        let identity = |scopes: &[&str]| Identity {
+            subject: "s".to_owned(),
+            user: "alice".parse().unwrap(),
+            email: None,
+            groups: vec![],
+            credential: Credential {
+                kind: CredentialKind::AccessToken,
+                id: "j".to_owned(),
+                session: None,
+                expires_at: Timestamp::MAX,
+                scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+                workload: None,
+            },
+        };
+        assert_eq!(may_look(&identity(&["openid", USE])), Ok(()));
+        assert_eq!(may_look(&identity(&["openid", "workload:manage"])), Err(Refusal::Scope));
+    }
 }

@@ -23,6 +23,12 @@ use serde::Serialize;
 /// Lines that may wait for a slow disk: about a second's worth of the busiest gateway.
 const QUEUE: usize = 8192;
 
+/// How long lines may wait for others.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// Bytes that are written at once.
+const TOGETHER: usize = 64 * 1024;
+
 /// The longest that the end of a process waits for a slow disk.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -149,22 +155,36 @@ enum Sink {
     Stdout,
 }
 
+/// Lines that wait are written together: a write for each would cost a busy service more than the
+/// making of them.
 fn write_lines(queue: &Receiver<Entry>, mut sink: Sink) {
-    while let Ok(entry) = queue.recv() {
-        let line = match entry {
-            Entry::Line(line) => line,
-            Entry::Flush(done) => {
-                // Whoever asked may have stopped waiting.
-                let _ = done.try_send(());
-                continue;
+    let mut lines = Vec::new();
+    while let Ok(first) = queue.recv() {
+        if matches!(first, Entry::Line(_)) {
+            // Waking this thread for each line would cost more than the rest of it.
+            thread::sleep(GATHER);
+        }
+        let mut done = None;
+        let mut next = Some(first);
+        while let Some(entry) = next {
+            match entry {
+                Entry::Line(line) => lines.extend_from_slice(&line),
+                Entry::Flush(told) => done = Some(told),
             }
-        };
+            let go_on = lines.len() < TOGETHER && done.is_none();
+            next = if go_on { queue.try_recv().ok() } else { None };
+        }
         let written = match &mut sink {
-            Sink::File(file) => file.write_all(&line),
-            Sink::Stdout => io::stdout().write_all(&line),
+            Sink::File(file) => file.write_all(&lines),
+            Sink::Stdout => io::stdout().write_all(&lines),
         };
+        lines.clear();
         if let Err(error) = written {
-            tracing::error!(%error, "an audit event could not be written");
+            tracing::error!(%error, "audit events could not be written");
+        }
+        if let Some(done) = done {
+            // Whoever asked may have stopped waiting.
+            let _ = done.try_send(());
         }
     }
 }

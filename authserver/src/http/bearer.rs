@@ -58,6 +58,10 @@ impl FromRequestParts<App> for Bearer {
         let person = holder
             .filter(|person| person.subject == identity.subject)
             .ok_or_else(|| ApiError::Unauthorized(Some("the token was withdrawn".to_owned())))?;
+        if identity.credential.kind == CredentialKind::PersonalAccessToken {
+            let used = [(jti.clone(), caller.now.as_second())];
+            app.store.note_token_uses(&used, caller.now).await?;
+        }
         Ok(Self { person, identity, caller })
     }
 }
@@ -68,6 +72,9 @@ impl FromRequestParts<App> for AccountBearer {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let bearer = Bearer::from_request_parts(parts, app).await?;
         bearer.needs(scope::ACCOUNT)?;
+        if bearer.identity.credential.workload.is_some() {
+            return Err(ApiError::Forbidden("this token is limited to one workload"));
+        }
         Ok(Self(bearer))
     }
 }

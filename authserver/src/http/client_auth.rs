@@ -43,14 +43,22 @@ impl Party {
         }
     }
 
-    fn keys(&self) -> Result<Option<JwkSet>, StoreError> {
-        match self {
-            Self::Client(client) => {
-                let keys = client.profile.keys.as_deref().map(JwkSet::from_json).transpose();
-                keys.map_err(|_| StoreError::Damaged("a client's keys"))
-            }
-            Self::Service(account) => Ok(account.keys.clone()),
+    /// The keys of its assertions. `doubted`: those of before did not fit.
+    async fn keys(&self, app: &Server, doubted: bool) -> Result<Option<Arc<JwkSet>>, StoreError> {
+        let profile = match self {
+            Self::Service(account) => return Ok(account.keys.clone().map(Arc::new)),
+            Self::Client(client) => &client.profile,
+        };
+        if let Some(uri) = &profile.jwks_uri {
+            return Ok(app.key_sets.get(uri, doubted, app.now()).await);
         }
+        let keys = profile.keys.as_deref().map(JwkSet::from_json).transpose();
+        let keys = keys.map_err(|_| StoreError::Damaged("a client's keys"))?;
+        Ok(keys.map(Arc::new))
+    }
+
+    fn changes_keys(&self) -> bool {
+        matches!(self, Self::Client(client) if client.profile.jwks_uri.is_some())
     }
 }
 
@@ -105,10 +113,18 @@ pub(super) async fn authenticate_party(
             _ => Err(unknown()),
         },
         Presented::Assertion { assertion, .. } => {
-            let keys = party.keys()?.ok_or_else(unknown)?;
+            let keys = party.keys(app, false).await?.ok_or_else(unknown)?;
             let endpoints = [discovery::TOKEN, discovery::PUSH].map(|path| app.issuer.at(path));
             let audiences = [app.issuer.as_str(), &endpoints[0], &endpoints[1]];
-            let unused = assertion::check(&keys, &assertion, party.id(), &audiences, app.now());
+            let check = |keys: &JwkSet| {
+                assertion::check(keys, &assertion, party.id(), &audiences, app.now())
+            };
+            let mut unused = check(&keys);
+            if matches!(unused, Err(AssertionError::Jws(_))) && party.changes_keys() {
+                // It may be signed with a key that is new.
+                let keys = party.keys(app, true).await?.ok_or_else(unknown)?;
+                unused = check(&keys);
+            }
             let unused = unused.map_err(|error| refused(error.to_string()))?;
             if !app.store.use_assertion(party.id(), &unused.jti, unused.until).await? {
                 return Err(refused(AssertionError::Replayed.to_string()));

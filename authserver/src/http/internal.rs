@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    extract::{RawQuery, State},
-    http::HeaderMap,
+    extract::{RawQuery, State, rejection::JsonRejection},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use runtime::token_uses::{REPORT_MAX, Report};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -58,4 +59,19 @@ pub(super) async fn ssh_keys(
         "authorities": [app.ssh_authority.public_key()], "people": people,
     });
     Ok(Json(document).into_response())
+}
+
+/// Which personal tokens a gateway has seen, and when.
+pub(super) async fn token_uses(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Result<Json<Report>, JsonRejection>,
+) -> Result<StatusCode, Response> {
+    check_gate(&app, &headers).await?;
+    let body = body.map_err(|error| ApiError::BadRequest(error.body_text()).into_response())?;
+    let uses: Vec<_> =
+        body.0.uses.into_iter().take(REPORT_MAX).map(|one| (one.id, one.at)).collect();
+    let noted = app.store.note_token_uses(&uses, app.now()).await;
+    noted.map_err(|error| ApiError::from(error).into_response())?;
+    Ok(StatusCode::NO_CONTENT)
 }

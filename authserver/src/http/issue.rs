@@ -91,14 +91,22 @@ pub(super) fn audience(
     })
 }
 
+/// What a client gets beside an access token.
+pub(super) struct Wish {
+    /// `aud` of the access token.
+    pub audience: Audience,
+    pub refresh_token: Option<String>,
+    /// If the scope has `openid`.
+    pub with_id_token: bool,
+}
+
 /// Tokens for a client that acts for a person.
 pub(super) async fn for_person(
     app: &Server,
     caller: Caller,
     client: &Client,
     redeemed: &Redeemed,
-    aud: Audience,
-    refresh_token: Option<String>,
+    wish: Wish,
 ) -> Result<Issued, OAuthError> {
     let now = caller.now.as_second();
     let session = &redeemed.session;
@@ -118,7 +126,7 @@ pub(super) async fn for_person(
     let claims = Claims {
         iss: app.issuer.as_str().to_owned(),
         sub: person.subject.clone(),
-        aud,
+        aud: wish.audience,
         exp: now.saturating_add(expires_in),
         nbf: now,
         iat: now,
@@ -134,7 +142,7 @@ pub(super) async fn for_person(
     };
     let access_token = app.ring.sign(TYP, &claims).map_err(StoreError::from)?;
     let has = |scope: &str| scope::contains(&redeemed.scope, scope);
-    let id_token = if has("openid") {
+    let id_token = if wish.with_id_token && has("openid") {
         // The left half of the hash (OpenID Connect Core, section 3.1.3.6).
         let hash = secret::digest(&access_token);
         let at_hash = hash.get(..16).map(|half| URL_SAFE_NO_PAD.encode(half)).unwrap_or_default();
@@ -163,7 +171,7 @@ pub(super) async fn for_person(
         token_type: "Bearer",
         expires_in,
         id_token,
-        refresh_token,
+        refresh_token: wish.refresh_token,
         scope: redeemed.scope.clone(),
         issued_token_type: None,
     })

@@ -84,6 +84,11 @@ pub(super) async fn introspect(
     if !is_alive(&app, &claims, caller.now).await? {
         return Ok(inactive());
     }
+    if claims.kind == TokenKind::Personal {
+        // Whoever asks was shown it.
+        let used = [(claims.jti.clone(), caller.now.as_second())];
+        app.store.note_token_uses(&used, caller.now).await?;
+    }
     let mut answer = json!({
         "active": true, "token_type": "Bearer", "username": claims.preferred_username,
         "iss": claims.iss, "sub": claims.sub, "aud": claims.aud, "client_id": claims.client_id,

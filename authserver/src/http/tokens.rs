@@ -38,6 +38,8 @@ pub(super) struct NewToken {
     expires_in: Option<u64>,
     /// What the token that asks has, if absent.
     scope: Option<String>,
+    /// The only workload that it reaches, as `project/name`.
+    workload: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -75,7 +77,10 @@ pub(super) async fn create(
             }
             granted
         }
-        None => scope::allowed(scope::PERSONAL, |one| scope::contains(&own, one)).join(" "),
+        None => {
+            let most = if new.workload.is_some() { scope::LIMITED } else { scope::PERSONAL };
+            scope::allowed(most, |one| scope::contains(&own, one)).join(" ")
+        }
     };
     let lifetime = new.expires_in.map_or(LIFETIME.min(app.personal_token_max), Duration::from_secs);
     let longest = app.personal_token_max.as_secs();
@@ -91,8 +96,13 @@ pub(super) async fn create(
             return Err(ApiError::Forbidden(text));
         }
     }
-    let new =
-        NewPersonalToken { name: &new.name, lifetime, audience: &app.audience, scope: &scope };
+    let new = NewPersonalToken {
+        name: &new.name,
+        lifetime,
+        audience: &app.audience,
+        scope: &scope,
+        workload: new.workload.as_deref(),
+    };
     let (claims, record) = app
         .store
         .record_personal_token(&app.issuer, &bearer.person, &new, bearer.caller.now)

@@ -19,6 +19,8 @@ pub struct ClientEntry {
     /// How it proves who it is, by its registered name (RFC 7591, section 2): `none`,
     /// `client_secret_basic` (the same secret is taken in the form, too) or `private_key_jwt`.
     pub auth_method: &'static str,
+    /// Where its keys are, if not in the database.
+    pub jwks_uri: Option<String>,
     pub redirect_uris: Vec<String>,
     pub post_logout_redirect_uris: Vec<String>,
     pub back_channel_logout_uri: Option<String>,
@@ -81,6 +83,7 @@ impl TryFrom<ClientRow> for ClientEntry {
             id: client.id,
             name: profile.name,
             auth_method,
+            jwks_uri: profile.jwks_uri,
             redirect_uris: client.redirect_uris,
             post_logout_redirect_uris: client.post_logout_uris,
             back_channel_logout_uri: profile.back_channel_logout_uri,

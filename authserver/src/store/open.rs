@@ -17,6 +17,9 @@ use crate::database::Database;
 /// How long to wait for a connection, or for another writer's lock.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// Connections to a file.
+const READERS: u32 = 8;
+
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -43,21 +46,24 @@ pub(super) async fn pool(database: &Database) -> Result<(AnyPool, Dialect), Stor
         Database::File(path) => sqlite(path).await,
         Database::Postgres(url) => postgres(url).await,
     };
-    opened.map_err(|problem| match problem {
-        Problem::File(source) => StoreError::Open { database: Box::new(database.clone()), source },
-        Problem::Connect(source) => {
-            StoreError::Connect { database: Box::new(database.clone()), source }
-        }
-        Problem::Migrate(source) => {
-            StoreError::Migrate { database: Box::new(database.clone()), source }
-        }
-    })
+    opened.map_err(|problem| problem.of(database))
 }
 
 enum Problem {
     File(std::io::Error),
     Connect(sqlx::Error),
     Migrate(MigrateError),
+}
+
+impl Problem {
+    fn of(self, database: &Database) -> StoreError {
+        let database = Box::new(database.clone());
+        match self {
+            Self::File(source) => StoreError::Open { database, source },
+            Self::Connect(source) => StoreError::Connect { database, source },
+            Self::Migrate(source) => StoreError::Migrate { database, source },
+        }
+    }
 }
 
 impl From<sqlx::Error> for Problem {
@@ -81,19 +87,33 @@ async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
     tx.commit().await?;
     connection.close().await?;
 
+    Ok((connections(path, READERS).await?, Dialect::Sqlite))
+}
+
+/// A connection for one that writes all the time: what it has read stays in its memory as long as
+/// nobody else writes, while connections that take turns read everything anew.
+pub(super) async fn writer(database: &Database) -> Result<Option<AnyPool>, StoreError> {
+    let Database::File(path) = database else { return Ok(None) };
+    let opened = connections(path, 1).await.map_err(|problem| problem.of(database))?;
+    Ok(Some(opened))
+}
+
+async fn connections(path: &Path, most: u32) -> Result<AnyPool, Problem> {
     let url = file_url(path).map_err(Problem::File)?;
     let pool = AnyPoolOptions::new()
-        .max_connections(8)
+        .max_connections(most)
         .acquire_timeout(BUSY)
         // There is no network that it could have been lost to.
         .test_before_acquire(false)
         .after_connect(|connection, _| {
             Box::pin(async move {
-                // The journal's mode is kept in the file; these are each connection's own.
+                // The journal's mode is kept in the file; these are each connection's own. A longer
+                // journal is merged more rarely, and holds the pages that change often once.
                 connection
                     .execute(
                         "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
-                         PRAGMA synchronous = FULL",
+                         PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+                         PRAGMA cache_size = -8000",
                     )
                     .await?;
                 Ok(())
@@ -101,7 +121,7 @@ async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
         })
         .connect_with(url.parse::<AnyConnectOptions>()?)
         .await?;
-    Ok((pool, Dialect::Sqlite))
+    Ok(pool)
 }
 
 async fn postgres(url: &Url) -> Result<(AnyPool, Dialect), Problem> {
@@ -152,6 +172,16 @@ impl Store {
     /// what it reads stays true; in PostgreSQL rows have to be locked, with `FOR UPDATE`.
     pub(crate) async fn write(&self) -> Result<Transaction<'static, Any>, StoreError> {
         Ok(self.pool.begin_with(self.dialect.pick("BEGIN IMMEDIATE", "BEGIN")).await?)
+    }
+
+    /// The same on the connection that is kept for many writes.
+    pub(super) async fn write_often(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let open = async || match writer(&self.database).await? {
+            Some(writer) => Ok::<_, StoreError>(writer),
+            None => Ok(self.pool.clone()),
+        };
+        let writer: &AnyPool = self.writer.get_or_try_init(open).await?;
+        Ok(writer.begin_with(self.dialect.pick("BEGIN IMMEDIATE", "BEGIN")).await?)
     }
 
     /// A transaction whose reads are all of one moment.

@@ -11,11 +11,14 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Person, Store, StoreError, check_label, seconds, time};
+use super::{Person, Store, StoreError, check_label, seconds, service_accounts::is_workload, time};
 use crate::{issuer::Issuer, scope};
 
 /// Tokens of one person that are alive.
 const TOKENS_MAX: i64 = 100;
+
+/// How exactly the last use is kept, in seconds.
+const EXACT: i64 = 60;
 
 /// What `client_id` says in a token that no client asked for.
 const CLIENT: &str = "personal";
@@ -28,12 +31,25 @@ pub struct NewPersonalToken<'a> {
     pub audience: &'a str,
     /// Separated by spaces; [`scope::PERSONAL`] is all there is.
     pub scope: &'a str,
+    /// The only workload that it reaches, as `project/name`. Such a token may have
+    /// [`scope::LIMITED`] alone.
+    pub workload: Option<&'a str>,
 }
 
 impl<'a> NewPersonalToken<'a> {
+    /// One for a single workload.
+    pub fn limited(
+        name: &'a str,
+        lifetime: Duration,
+        audience: &'a str,
+        workload: &'a str,
+    ) -> Self {
+        Self { name, lifetime, audience, scope: scope::LIMITED, workload: Some(workload) }
+    }
+
     /// One that can do all that its person can.
     pub fn full(name: &'a str, lifetime: Duration, audience: &'a str) -> Self {
-        Self { name, lifetime, audience, scope: scope::PERSONAL }
+        Self { name, lifetime, audience, scope: scope::PERSONAL, workload: None }
     }
 }
 
@@ -44,8 +60,12 @@ pub struct PersonalToken {
     pub name: String,
     pub audience: String,
     pub scope: String,
+    /// The only one that it reaches.
+    pub workload: Option<String>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
+    /// To the minute or so; what gateways saw they tell once a minute.
+    pub used_at: Option<Timestamp>,
     pub revoked: bool,
 }
 
@@ -55,8 +75,10 @@ struct Row {
     name: String,
     audience: String,
     scope: String,
+    workload: Option<String>,
     created_at: i64,
     expires_at: i64,
+    used_at: Option<i64>,
     revoked_at: Option<i64>,
 }
 
@@ -68,6 +90,8 @@ impl TryFrom<Row> for PersonalToken {
             name: row.name,
             audience: row.audience,
             scope: row.scope,
+            workload: row.workload,
+            used_at: row.used_at.map(time).transpose()?,
             created_at: time(row.created_at)?,
             expires_at: time(row.expires_at)?,
             revoked: row.revoked_at.is_some(),
@@ -100,6 +124,17 @@ impl Store {
         now: Timestamp,
     ) -> Result<(Claims, PersonalToken), StoreError> {
         check_label(new.name)?;
+        if let Some(workload) = new.workload {
+            if !is_workload(workload) {
+                return Err(StoreError::Invalid("a workload is named `project/name`"));
+            }
+            if new.scope.split(' ').any(|one| !scope::contains(scope::LIMITED, one)) {
+                return Err(StoreError::Invalid(
+                    "a token that is limited to a workload may have the scopes workload:use and \
+                     workload:manage alone",
+                ));
+            }
+        }
         let issued_at = now.as_second();
         let expires_at = issued_at.saturating_add(seconds(new.lifetime));
         let token = PersonalToken {
@@ -107,6 +142,8 @@ impl Store {
             name: new.name.to_owned(),
             audience: new.audience.to_owned(),
             scope: new.scope.to_owned(),
+            workload: new.workload.map(str::to_owned),
+            used_at: None,
             created_at: time(issued_at)?,
             expires_at: time(expires_at)
                 .map_err(|_| StoreError::Invalid("that lifetime is too long"))?,
@@ -116,8 +153,8 @@ impl Store {
         self.lock_person(&mut tx, &person.subject).await?;
         let done = sqlx::query(
             "INSERT INTO personal_tokens
-             (jti, person_id, name, audience, scope, created_at, expires_at)
-             SELECT $1, id, $3, $4, $5, $6, $7 FROM people
+             (jti, person_id, name, audience, scope, created_at, expires_at, workload)
+             SELECT $1, id, $3, $4, $5, $6, $7, $9 FROM people
              WHERE id = $2 AND disabled_at IS NULL AND $8 > (SELECT count(*) FROM personal_tokens
                 WHERE person_id = $2 AND revoked_at IS NULL AND expires_at > $6)",
         )
@@ -129,6 +166,7 @@ impl Store {
         .bind(issued_at)
         .bind(expires_at)
         .bind(TOKENS_MAX)
+        .bind(new.workload)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -150,7 +188,7 @@ impl Store {
             email: person.email.clone(),
             groups: person.groups.clone(),
             kind: TokenKind::Personal,
-            workload: None,
+            workload: token.workload.clone(),
         };
         Ok((claims, token))
     }
@@ -158,7 +196,7 @@ impl Store {
     /// The person's tokens, the newest first.
     pub async fn personal_tokens(&self, subject: &str) -> Result<Vec<PersonalToken>, StoreError> {
         sqlx::query_as::<_, Row>(
-            "SELECT jti, name, audience, scope, created_at, expires_at, revoked_at
+            "SELECT jti, name, audience, scope, workload, created_at, expires_at, used_at, revoked_at
              FROM personal_tokens WHERE person_id = $1 ORDER BY created_at DESC, jti LIMIT 1000",
         )
         .bind(subject)
@@ -186,6 +224,32 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// Notes when tokens were used last, each by its id and the second. Nothing is written for a use
+    /// that is known to the minute already; a time that lies ahead of ours is now.
+    pub async fn note_token_uses(
+        &self,
+        uses: &[(String, i64)],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        for (id, at) in uses {
+            let at = (*at).min(now.as_second());
+            let known: Option<Option<i64>> =
+                sqlx::query_scalar("SELECT used_at FROM personal_tokens WHERE jti = $1")
+                    .bind(id)
+                    .fetch_optional(&self.pool)
+                    .await?;
+            let is_new = known.is_some_and(|known| known.is_none_or(|known| at - known >= EXACT));
+            if is_new {
+                sqlx::query("UPDATE personal_tokens SET used_at = $1 WHERE jti = $2")
+                    .bind(at)
+                    .bind(id)
+                    .execute(&self.pool)
+                    .await?;
+            }
+        }
+        Ok(())
     }
 
     /// The person of a token, if neither is withdrawn.

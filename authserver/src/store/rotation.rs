@@ -14,7 +14,7 @@ use std::{fmt::Write, time::Duration};
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
@@ -84,7 +84,7 @@ impl Store {
     ) -> Result<Vec<Result<Redeemed, RedeemError>>, StoreError> {
         // Before the transaction: with one connection in hand another one must not be waited for.
         let key = self.refresh_key().await?;
-        let mut tx = self.write().await?;
+        let mut tx = self.write_often().await?;
         let verdicts = self.judge(&mut tx, key, exchanges).await?;
         let (mut rotated, mut recorded, mut touched, mut reused) = (vec![], vec![], vec![], vec![]);
         for (verdict, asked) in verdicts.iter().zip(exchanges) {
@@ -92,32 +92,38 @@ impl Store {
             match verdict {
                 Verdict::Refused(_) => {}
                 Verdict::Reused { grant_id, .. } => {
-                    reused.push(json!({ "grant": grant_id, "at": now }));
+                    reused.push(Fields { grant: Some(grant_id), at: Some(now), ..NONE });
                 }
                 Verdict::Good { redeemed, jti, first, touch } => {
                     let session = &redeemed.session;
                     let lifetime = session.token_lifetime(asked.lifetime, asked.now);
                     let end = now.saturating_add(seconds(lifetime));
-                    recorded.push(json!({ "jti": jti, "grant": redeemed.grant_id, "end": end }));
+                    let grant = Some(redeemed.grant_id.as_str());
+                    recorded.push(Fields { jti: Some(jti), grant, end: Some(end), ..NONE });
                     if *first && let Some(next) = &redeemed.refresh_token {
-                        rotated.push(json!({
-                            "token": hex(&digest(&asked.token)), "next": hex(&next.digest()),
-                            "grant": redeemed.grant_id, "at": now,
-                        }));
+                        rotated.push(Fields {
+                            token: Some(hex(&digest(&asked.token))),
+                            next: Some(hex(&next.digest())),
+                            grant,
+                            at: Some(now),
+                            ..NONE
+                        });
                     }
                     if *touch {
-                        touched.push(json!({ "session": session.id, "at": now }));
+                        touched.push(Fields { session: Some(&session.id), at: Some(now), ..NONE });
                     }
                 }
             }
         }
-        self.rotate(&mut tx, rotated).await?;
-        self.write_rows(&mut tx, touched, TOUCH).await?;
-        for statement in END_FAMILIES {
-            self.write_rows(&mut tx, reused.clone(), statement).await?;
+        // Of several that rotate one token at once one writes; the others find it done.
+        for statement in [MARK, SUCCEED] {
+            self.write_rows(&mut tx, &rotated, statement).await?;
         }
-        let count = recorded.len() as u64;
-        if self.write_rows(&mut tx, recorded, RECORD).await? == count {
+        self.write_rows(&mut tx, &touched, TOUCH).await?;
+        for statement in END_FAMILIES {
+            self.write_rows(&mut tx, &reused, statement).await?;
+        }
+        if self.write_rows(&mut tx, &recorded, RECORD).await? == recorded.len() as u64 {
             tx.commit().await?;
         } else {
             // A grant was withdrawn since it was read, which takes several writers: on PostgreSQL,
@@ -140,11 +146,14 @@ impl Store {
         key: &hmac::Key,
         exchanges: &[Exchange],
     ) -> Result<Vec<Verdict>, StoreError> {
-        let tokens = exchanges.iter().enumerate();
-        let tokens =
-            tokens.map(|(n, asked)| json!({ "n": n, "token": hex(&digest(&asked.token)) }));
+        let tokens = exchanges.iter().enumerate().map(|(n, asked)| Fields {
+            n: Some(n),
+            token: Some(hex(&digest(&asked.token))),
+            ..NONE
+        });
+        let tokens: Vec<_> = tokens.collect();
         let rows: Vec<Row> = sqlx::query_as(READ.pick(self.dialect))
-            .bind(Value::from_iter(tokens).to_string())
+            .bind(to_json(&tokens)?)
             .fetch_all(&mut **tx)
             .await?;
         let unknown = || Verdict::Refused(RedeemError::Unknown);
@@ -160,34 +169,59 @@ impl Store {
         Ok(verdicts)
     }
 
-    /// Of several that do this at once one writes; the others wait for it, and find it done.
-    async fn rotate(
-        &self,
-        tx: &mut Transaction<'static, Any>,
-        rotated: Vec<Value>,
-    ) -> Result<(), StoreError> {
-        for statement in [MARK, SUCCEED] {
-            self.write_rows(tx, rotated.clone(), statement).await?;
-        }
-        Ok(())
-    }
-
     /// How many rows the statement touched; nothing is run for nothing.
     async fn write_rows(
         &self,
         tx: &mut Transaction<'static, Any>,
-        rows: Vec<Value>,
+        rows: &[Fields<'_>],
         statement: Statement,
     ) -> Result<u64, StoreError> {
         if rows.is_empty() {
             return Ok(0);
         }
         let done = sqlx::query(statement.pick(self.dialect))
-            .bind(Value::Array(rows).to_string())
+            .bind(to_json(rows)?)
             .execute(&mut **tx)
             .await?;
         Ok(done.rows_affected())
     }
+}
+
+/// One row of what the statements work on; each looks at some of the fields.
+#[derive(Serialize)]
+struct Fields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n: Option<usize>,
+    /// Digests in hexadecimal, as is `next`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jti: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<i64>,
+}
+
+const NONE: Fields<'static> = Fields {
+    n: None,
+    token: None,
+    next: None,
+    grant: None,
+    session: None,
+    jti: None,
+    at: None,
+    end: None,
+};
+
+fn to_json(rows: &[Fields<'_>]) -> Result<String, StoreError> {
+    serde_json::to_string(rows).map_err(|_| StoreError::Invalid("the rows cannot be written"))
 }
 
 impl Row {

@@ -302,7 +302,7 @@ impl Store {
 }
 
 /// `project/name`, both of them DNS labels.
-fn is_workload(text: &str) -> bool {
+pub(super) fn is_workload(text: &str) -> bool {
     let is_label = |part: &str| {
         (1..=63).contains(&part.len())
             && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

@@ -219,3 +219,66 @@ async fn the_database_is_private_and_people_stay_who_they_are() {
         server.store.list_users().await.unwrap().iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["alice", "bob"]);
 }
+
+#[tokio::test]
+async fn a_token_may_be_limited_to_one_workload() {
+    let server = Server::start().await;
+    let own = server.personal_token("alice", 7200).await;
+    let make = |new: Value| server.api(Method::POST, "/tokens", &own, new);
+    let created =
+        body(make(json!({ "name": "ci", "expires_in": 60, "workload": "alice/echo" })).await).await;
+    assert_eq!(created["workload"], "alice/echo");
+    let token = text(&created, "token");
+    let identity = server.verifier().await.verify(token, server.now()).unwrap();
+    assert_eq!(identity.credential.workload.as_deref(), Some("alice/echo"));
+    // Whoever finds it comes by no other credential: neither a token, nor a key, nor a certificate.
+    assert_eq!(identity.credential.scopes, ["workload:use", "workload:manage"]);
+    for (path, new) in [
+        ("/tokens", json!({ "name": "x", "expires_in": 60 })),
+        ("/ssh/keys", json!({ "name": "x", "public_key": KEY })),
+        ("/ssh/certificate", json!({ "public_key": KEY })),
+    ] {
+        let response = server.api(Method::POST, path, token, new).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    for bad in [
+        json!({ "name": "x", "expires_in": 60, "workload": "echo" }),
+        json!({ "name": "x", "expires_in": 60, "workload": "" }),
+        json!({ "name": "x", "expires_in": 60, "workload": "alice/echo", "scope": "workload:use account" }),
+    ] {
+        assert_eq!(make(bad.clone()).await.status(), StatusCode::BAD_REQUEST, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_use_of_a_token_is_shown() {
+    let server = Server::start().await;
+    let own = server.personal_token("alice", 7200).await;
+    let new = json!({ "name": "laptop", "expires_in": 3600 });
+    let created = body(server.api(Method::POST, "/tokens", &own, new).await).await;
+    assert_eq!(created["used_at"], Value::Null);
+    let (id, token) = (text(&created, "id"), text(&created, "token"));
+    let used_at = async || {
+        let listed = body(server.api(Method::GET, "/tokens", &own, Value::Null).await).await;
+        let tokens = listed["tokens"].as_array().unwrap().clone();
+        tokens.into_iter().find(|one| one["id"] == id).unwrap()["used_at"].clone()
+    };
+    assert_eq!(used_at().await, Value::Null);
+    server.api(Method::GET, "/userinfo", token, Value::Null).await;
+    let first = server.now();
+    assert_eq!(used_at().await, json!(first));
+    // A gateway has seen it, and one whose clock is ahead.
+    let report = async |client: (&str, &str), at: i64| {
+        let uses = json!({ "uses": [{ "id": id, "at": at }, { "id": "unknown", "at": at }] });
+        let request = server.request(Method::POST, "/internal/token-uses");
+        request.basic_auth(client.0, Some(client.1)).json(&uses).send().await.unwrap().status()
+    };
+    server.wait(600);
+    let second = first.as_second() + 300;
+    assert_eq!(report(OTHER, second).await, StatusCode::FORBIDDEN);
+    assert_eq!(report(GATE, second).await, StatusCode::NO_CONTENT);
+    assert_eq!(used_at().await, json!(jiff::Timestamp::from_second(second).unwrap()));
+    report(GATE, first.as_second()).await;
+    report(GATE, i64::MAX).await;
+    assert_eq!(used_at().await, json!(server.now()));
+}

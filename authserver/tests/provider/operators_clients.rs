@@ -1,8 +1,15 @@
 //! Clients that an operator makes by command, beside those of the settings.
 
-use authserver::{ClientConfig, StoreError};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+use authserver::{ClientConfig, GrantType, StoreError};
+use axum::{Json, Router, routing::get};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::*;
 
@@ -107,4 +114,47 @@ async fn what_cannot_be_is_told() {
         (&json!(false), &json!(true))
     );
     assert!(!json!(listed).to_string().contains("secret_digest"));
+}
+
+/// A client's own host, which publishes the key of that number.
+async fn key_host(number: Arc<AtomicU8>) -> String {
+    let answer = move || {
+        let number = number.load(Ordering::SeqCst);
+        async move { Json(keys::jwks(number)) }
+    };
+    let router = Router::new().route("/jwks.json", get(answer));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    uri
+}
+
+#[tokio::test]
+async fn a_client_changes_its_keys_at_its_own_address() {
+    let number = Arc::new(AtomicU8::new(1));
+    let uri = key_host(number.clone()).await;
+    let server = Server::start_changed(|_, config| config.private_key_sets = true).await;
+    let grant_types = vec![GrantType::AuthorizationCode, GrantType::DeviceCode];
+    let own = ClientConfig { jwks_uri: Some(uri), grant_types, ..hub() };
+    assert_eq!(server.store.add_client(&own, server.now()).await.unwrap(), None);
+    // What is asked for does not matter: it is the assertion that is looked at.
+    let ask = async |key: u8, jti: &str| {
+        let proof = keys::assertion(key, "hub", jti, server.now().as_second());
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:device_code"),
+            ("device_code", "x"),
+            ("client_assertion_type", keys::JWT_BEARER),
+            ("client_assertion", proof.as_str()),
+        ];
+        let (_, answer) = server.post("/token", &form).await;
+        text(&answer, "error").to_owned()
+    };
+    assert_eq!(ask(1, "1").await, "invalid_grant");
+    assert_eq!(ask(2, "2").await, "invalid_client");
+    number.store(2, Ordering::SeqCst);
+    // Not for each stranger's word; but soon.
+    assert_eq!(ask(2, "3").await, "invalid_client");
+    server.wait(30);
+    assert_eq!(ask(2, "4").await, "invalid_grant");
+    assert_eq!(ask(1, "5").await, "invalid_client");
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use authserver::NewPerson;
 use domain::{identity::Identity, revocation::Revoked};
 use reqwest::{Method, StatusCode};
 use runtime::{
@@ -57,6 +58,41 @@ impl Gateway {
 
 async fn identity(server: &Server, token: &str) -> std::sync::Arc<Identity> {
     server.verifier().await.verify(token, server.now()).unwrap()
+}
+
+#[tokio::test]
+async fn attack_17_a_group_that_is_lost_ends_the_tokens_that_name_it() {
+    let server = Server::start().await;
+    let gateway = Gateway::start(&server.base);
+    gateway.ready().await;
+    let code = Browser::default().code(&server).await;
+    let tokens = server.redeem(GATE, &code).await.1;
+    let in_groups = async |groups: &[&str]| {
+        let groups = groups.iter().map(|&group| group.to_owned()).collect();
+        let alice = NewPerson { name: "alice".parse().unwrap(), email: None, groups };
+        server.store.ensure_user(&alice, None, server.now()).await.unwrap();
+    };
+    let session = identity(&server, text(&tokens, "access_token")).await;
+    let personal = identity(&server, &server.personal_token("alice", 3600).await).await;
+    let bobs = identity(&server, &server.personal_token("bob", 3600).await).await;
+    // One group more takes nothing away.
+    in_groups(&["ops", "ml"]).await;
+    let (status, tokens) = server.refresh(text(&tokens, "refresh_token")).await;
+    assert_eq!(status, StatusCode::OK);
+    let later = identity(&server, text(&tokens, "access_token")).await;
+    assert_eq!(later.groups, ["ops", "ml"]);
+    assert!(!gateway.revocations.is_revoked(&session));
+    in_groups(&["ml"]).await;
+    for lost in [&session, &personal, &later] {
+        gateway.hears_of(lost).await;
+    }
+    assert!(!gateway.revocations.is_revoked(&bobs));
+    // They are still signed in.
+    let (status, tokens) = server.refresh(text(&tokens, "refresh_token")).await;
+    assert_eq!(status, StatusCode::OK, "{tokens}");
+    let now = identity(&server, text(&tokens, "access_token")).await;
+    assert_eq!(now.groups, ["ml"]);
+    assert!(!gateway.revocations.is_revoked(&now));
 }
 
 #[tokio::test]

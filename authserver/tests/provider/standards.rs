@@ -71,13 +71,36 @@ async fn oidc_a_refreshed_id_token_is_of_the_same_sign_in() {
     let server = Server::start().await;
     let first = tokens(&server, &[]).await;
     server.wait(300);
-    let (_, second) = server.refresh(text(&first, "refresh_token")).await;
+    let form = [
+        ("grant_type", "refresh_token"),
+        ("refresh_token", text(&first, "refresh_token")),
+        ("scope", "openid profile"),
+    ];
+    let (_, second) = server.token(GATE, &form).await;
     let (old, new) = (claims(text(&first, "id_token")), claims(text(&second, "id_token")));
     for same in ["iss", "sub", "aud", "auth_time", "sid", "amr", "acr"] {
         assert_eq!(old[same], new[same], "{same}");
     }
     assert_eq!(new["iat"].as_i64(), Some(server.now().as_second()));
     assert!(new.get("nonce").is_none());
+}
+
+#[tokio::test]
+async fn oidc_a_refresh_has_an_id_token_for_all_but_the_gateways() {
+    let server = Server::start().await;
+    let first = tokens(&server, &[]).await;
+    let (_, second) = server.refresh(text(&first, "refresh_token")).await;
+    assert!(second.get("id_token").is_none(), "the gateways did not ask for one");
+    assert_eq!(second["scope"], first["scope"]);
+    let callback = "https://other.example/cb";
+    let path = authorize_with(&[("client_id", OTHER.0), ("redirect_uri", callback)]);
+    let to = Browser::default().sign_in(&server, &path, "alice").await;
+    let code = query(&to)["code"].clone();
+    let form = code_form(&code).map(|(n, v)| (n, if n == "redirect_uri" { callback } else { v }));
+    let first = server.token(OTHER, &form).await.1;
+    let refresh =
+        [("grant_type", "refresh_token"), ("refresh_token", text(&first, "refresh_token"))];
+    assert!(server.token(OTHER, &refresh).await.1["id_token"].is_string());
 }
 
 #[tokio::test]

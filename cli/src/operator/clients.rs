@@ -55,11 +55,14 @@ pub struct CreateOptions {
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     /// Runs where no secret can be kept: in a browser, on a person's own machine
-    #[arg(long, conflicts_with = "jwks_file")]
+    #[arg(long, conflicts_with_all = ["jwks_file", "jwks_uri"])]
     public: bool,
     /// The client's public keys as a JSON Web Key Set: it signs assertions instead of having a secret
     #[arg(long, value_name = "FILE")]
     jwks_file: Option<PathBuf>,
+    /// Where the client publishes that set instead
+    #[arg(long, value_name = "URL", conflicts_with = "jwks_file")]
+    jwks_uri: Option<String>,
     /// Where codes may be sent, compared character by character; may be given several times
     #[arg(long = "redirect-uri", value_name = "URI")]
     redirect_uris: Vec<String>,
@@ -130,6 +133,7 @@ async fn create(options: CreateOptions, now: Timestamp) -> anyhow::Result<()> {
     let mut client = ClientConfig::named(options.id);
     client.public = options.public;
     client.jwks_file = options.jwks_file;
+    client.jwks_uri = options.jwks_uri;
     client.name = options.name;
     client.redirect_uris = options.redirect_uris;
     client.post_logout_redirect_uris = options.post_logout_redirect_uris;
@@ -189,6 +193,7 @@ fn lines(client: &ClientEntry) -> String {
         ("id", client.id.clone()),
         ("name", client.name.clone().unwrap_or_default()),
         ("auth method", client.auth_method.to_owned()),
+        ("key set", client.jwks_uri.clone().unwrap_or_default()),
         ("redirect URIs", client.redirect_uris.join(" ")),
         ("after sign-out", client.post_logout_redirect_uris.join(" ")),
         ("back channel", client.back_channel_logout_uri.clone().unwrap_or_default()),

@@ -36,6 +36,7 @@ use runtime::{
     revocations::{self, Feed, Revocations},
     secret,
     service::Context,
+    token_uses,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -104,12 +105,14 @@ impl IssuerSettings {
 }
 
 impl IssuerSettings {
-    /// What the issuer has withdrawn, kept fresh. `id` and the secret are the gateways' client.
+    /// What the issuer has withdrawn, kept fresh; and the issuer is told which personal tokens the
+    /// verifier saw. `id` and the secret are the gateways' client.
     pub fn revocations(
         &self,
         id: &str,
         secret_file: &Path,
         http: &reqwest::Client,
+        verifier: &Arc<Verifier>,
         ctx: &Context,
     ) -> anyhow::Result<Revocations> {
         let authserver = self.internal();
@@ -118,6 +121,7 @@ impl IssuerSettings {
             .with_context(|| format!("issuer.url or internal_url: {authserver} is no URL"))?;
         let client_secret = secret::read(secret_file)?;
         let feed = Feed { authserver, client_id: id.to_owned(), client_secret };
+        token_uses::report(feed.clone(), http.clone(), verifier.clone(), ctx);
         Ok(revocations::follow(feed, http.clone(), ctx)?)
     }
 }

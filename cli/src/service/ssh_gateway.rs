@@ -64,7 +64,10 @@ impl Parts {
         let (verifier, _) = self.issuer.verifier(&http, ctx)?;
         // Without the gateways' secret there are no registered keys and no feed to be had.
         let revocations = match &self.config.client_secret_file {
-            Some(secret) => self.issuer.revocations(&self.config.client_id, secret, &http, ctx)?,
+            Some(secret) => {
+                let id = &self.config.client_id;
+                self.issuer.revocations(id, secret, &http, &verifier, ctx)?
+            }
             None => Revocations::none(),
         };
         let gateway = gateway(self.client, &self.base_domain, ctx);

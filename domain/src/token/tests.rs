@@ -192,3 +192,18 @@ proptest! {
         prop_assert!(verifier().verify(&token, now()).is_err());
     }
 }
+
+#[test]
+fn the_last_use_of_personal_tokens_is_known() {
+    let verifier = verifier();
+    let personal = with("kind", json!("personal"));
+    let at = |seconds| Timestamp::from_second(NOW + seconds).unwrap();
+    assert!(verifier.personal_uses(at(0)).is_empty());
+    // What a session does is nobody's question.
+    verifier.verify(&with("jti", json!("j2")), at(0)).unwrap();
+    verifier.verify(&personal, at(1)).unwrap();
+    assert_eq!(verifier.personal_uses(at(0)), [("j1".to_owned(), NOW + 1)]);
+    verifier.verify(&personal, at(7)).unwrap();
+    assert_eq!(verifier.personal_uses(at(7)), [("j1".to_owned(), NOW + 7)]);
+    assert!(verifier.personal_uses(at(8)).is_empty());
+}
