@@ -200,9 +200,10 @@ async fn from_the_api_to_the_table() {
         ms(percentile(&took, 99)),
         ms(*took.last().unwrap()),
     );
-    let (answered, routed) = (answered.lock().unwrap(), routed.lock().unwrap());
-    let mut after: Vec<_> =
-        routed.iter().map(|(host, at)| at.saturating_duration_since(answered[host])).collect();
+    let mut after: Vec<_> = {
+        let (answered, routed) = (answered.lock().unwrap(), routed.lock().unwrap());
+        routed.iter().map(|(host, at)| at.saturating_duration_since(answered[host])).collect()
+    };
     after.sort_unstable();
     println!(
         "answered to routed p50 {:.2} ms, p99 {:.2} ms (0 where the table came before the answer)",

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Party {
     Client(Arc<Client>),
-    Service(ServiceAccount),
+    Service(Box<ServiceAccount>),
 }
 
 impl Party {
@@ -100,7 +100,7 @@ pub(super) async fn authenticate_party(
         Some(client) => Party::Client(client),
         None => {
             let account = app.store.service_account(id, app.now()).await?;
-            Party::Service(account.ok_or_else(unknown)?)
+            Party::Service(Box::new(account.ok_or_else(unknown)?))
         }
     };
     match presented {

@@ -91,12 +91,8 @@ impl Store {
     }
 
     pub(crate) async fn passkey_ids(&self, subject: &str) -> Result<Vec<CredentialID>, StoreError> {
-        let ids: Vec<Vec<u8>> =
-            sqlx::query_scalar("SELECT credential_id FROM passkeys WHERE person_id = $1")
-                .bind(subject)
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(ids.into_iter().map(CredentialID::from).collect())
+        let ids = sqlx::query_scalar("SELECT credential_id FROM passkeys WHERE person_id = $1");
+        Ok(ids.bind(subject).fetch_all(&self.pool).await?)
     }
 
     /// Adds a passkey, once per challenge: None when the challenge was answered before.

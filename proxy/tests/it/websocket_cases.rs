@@ -289,7 +289,7 @@ async fn large_messages_pass_whole_and_in_fragments() {
     let server = echo_server().await;
     let world = World::start().await;
     world.running(server);
-    let payload: Vec<u8> = (0..LARGE).map(|at| (at * 31 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..LARGE).map(|at| ((at * 31) >> 3) as u8).collect();
     let whole = Case::new("whole").frame(FIN | BINARY, &payload).close();
     let mut parts = Case::new("in fragments");
     for (at, part) in payload.chunks(1 << 20).enumerate() {
