@@ -113,7 +113,7 @@ async fn connections(path: &Path, most: u32) -> Result<AnyPool, Problem> {
                     .execute(
                         "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
                          PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-                         PRAGMA cache_size = -8000",
+                         PRAGMA cache_size = -8000; PRAGMA temp_store = MEMORY",
                     )
                     .await?;
                 Ok(())

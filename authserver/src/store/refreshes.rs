@@ -59,7 +59,15 @@ impl Refreshes {
 
 async fn write(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+    while let Some(first) = waiting.recv().await {
+        batch.push(first);
+        // Requests that are being read at this moment come along.
+        tokio::task::yield_now().await;
+        while batch.len() < BATCH
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.push(next);
+        }
         let (exchanges, answers): (Vec<_>, Vec<_>) =
             batch.drain(..).map(|Waiting { exchange, answer }| (exchange, answer)).unzip();
         let done = match store.exchange(&exchanges).await {
