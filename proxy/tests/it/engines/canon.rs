@@ -85,6 +85,68 @@ impl Message {
     }
 }
 
+/// Whether an answer is beyond reproach, so that no engine has a reason to refuse it. `closed`: its end
+/// is the end of the connection.
+pub fn is_sound(mut bytes: &[u8], head_only: bool, closed: bool) -> bool {
+    loop {
+        let Some(end) = find(bytes, b"\r\n\r\n") else { return false };
+        let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return false };
+        let mut lines = head.split("\r\n");
+        let start = lines.next().unwrap_or_default();
+        let Some((status, reason)) =
+            start.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split_once(' '))
+        else {
+            return false;
+        };
+        let Ok(status @ 100..600) = status.parse::<u16>() else { return false };
+        let plain = |text: &str| text.bytes().all(|b| matches!(b, b' '..=b'~'));
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if status == 101 || start.len() != 13 + reason.len() || !plain(reason) {
+            return false;
+        }
+        let (mut lengths, mut codings) = (Vec::new(), Vec::new());
+        for line in lines {
+            let Some((name, value)) = line.split_once(':') else { return false };
+            if name.is_empty() || !name.bytes().all(token) || !plain(value) {
+                return false;
+            }
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => lengths.push(value.trim()),
+                "transfer-encoding" => codings.push(value.trim()),
+                _ => {}
+            }
+        }
+        let rest = &bytes[end + 4..];
+        return match (status, &lengths[..], &codings[..]) {
+            (100..200, [], []) => {
+                bytes = rest;
+                continue;
+            }
+            (204, [], []) | (304, [], []) => rest.is_empty(),
+            (100..200 | 204 | 304, ..) => false,
+            (_, [length], []) => {
+                let digits =
+                    (1..=9).contains(&length.len()) && length.bytes().all(|b| b.is_ascii_digit());
+                let due = if head_only { 0 } else { length.parse().unwrap_or(usize::MAX) };
+                digits && rest.len() == due
+            }
+            (_, [], ["chunked"]) if head_only => rest.is_empty(),
+            (_, [], ["chunked"]) => {
+                let (_, taken, whole) = chunks(rest);
+                whole && taken == rest.len() && !rest.contains(&b';')
+            }
+            (_, [], []) => {
+                if head_only {
+                    rest.is_empty()
+                } else {
+                    closed
+                }
+            }
+            _ => false,
+        };
+    }
+}
+
 fn chunks(mut rest: &[u8]) -> (Vec<u8>, usize, bool) {
     let (all, mut body) = (rest.len(), Vec::new());
     loop {
