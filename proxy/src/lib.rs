@@ -11,6 +11,7 @@ mod config;
 mod engine;
 mod front;
 mod gate;
+mod io;
 mod lane;
 mod metrics;
 mod pages;

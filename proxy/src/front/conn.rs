@@ -26,7 +26,8 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::{chunked::Chunked, head::BodyFraming, io::Io, limits::Permit};
+use super::{chunked::Chunked, head::BodyFraming, limits::Permit};
+use crate::io::FromClient;
 
 /// How much of a body is read at once.
 const READ: usize = 16 * 1024;
@@ -36,7 +37,7 @@ const READ_HEAD: usize = 2 * 1024;
 const AHEAD_MAX: usize = 64 * 1024;
 
 pub struct Conn {
-    io: Io,
+    io: FromClient,
     /// Read and not handed on.
     ahead: BytesMut,
     lent: Lent,
@@ -60,7 +61,7 @@ enum Lent {
 }
 
 impl Conn {
-    pub fn new(io: Io, peer: SocketAddr, permit: Permit) -> Self {
+    pub fn new(io: FromClient, peer: SocketAddr, permit: Permit) -> Self {
         Self {
             socket: digest(&io, peer),
             io,
@@ -227,7 +228,7 @@ impl Conn {
 }
 
 /// What engines are told of the socket.
-fn digest(io: &Io, client: SocketAddr) -> Arc<SocketDigest> {
+fn digest(io: &FromClient, client: SocketAddr) -> Arc<SocketDigest> {
     let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
     let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(client)));
     Arc::new(socket)

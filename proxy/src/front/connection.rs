@@ -24,13 +24,13 @@ use super::{
     conn::Conn,
     head::{self, BodyFraming, FIELDS_MAX},
     hops::TrustedHops,
-    io::Io,
     limits::Permit,
     write_answer,
 };
 use crate::{
     answer::Refusal,
     gate::head::Audience,
+    io::FromClient,
     lane::{self, After, Deadline},
     seldom::seldom,
     tcp, tunnel,
@@ -67,9 +67,9 @@ pub(super) async fn serve(
 ) {
     tcp::tune(&tcp);
     let io = match door {
-        Door::Plain => Io::Plain(tcp),
+        Door::Plain => FromClient::Plain(tcp),
         Door::Tls => match Box::pin(handshake(&front, tcp)).await {
-            Ok(tls) => Io::Tls(tls),
+            Ok(tls) => FromClient::Tls(tls),
             Err(reason) => return refused(&front, reason),
         },
     };

@@ -6,7 +6,6 @@ pub mod conn;
 mod connection;
 pub mod head;
 pub mod hops;
-pub mod io;
 pub mod limits;
 mod write;
 

@@ -36,10 +36,9 @@ use crate::{
         live::Presence,
         scrub::{Scrub, Trust},
     },
+    io::ToPod,
     metrics::Metrics,
-    upstream::{
-        CONNECT_PATIENCE, CONNECT_TIMEOUT, HANDSHAKES_MAX, Picked, Tried, stream::UpstreamStream,
-    },
+    upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, HANDSHAKES_MAX, Picked, Tried, stream},
 };
 
 /// For the upstream to answer the handshake. Some start a kernel first.
@@ -98,7 +97,7 @@ pub async fn serve(front: &Front, conn: Box<Conn>, head: Bytes) {
 }
 
 enum Handshake {
-    Upgraded(Box<Asked>, Box<Pump<Box<Conn>, UpstreamStream>>),
+    Upgraded(Box<Asked>, Box<Pump<Box<Conn>, ToPod>>),
     /// Refused, answered otherwise, or left.
     Over,
 }
@@ -223,13 +222,13 @@ async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
 }
 
 /// Dials for a bounded time: a workload that has just become ready may refuse an instant longer.
-async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(UpstreamStream, Picked), Answer> {
+async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), Answer> {
     let missed = || gate.missed(&admitted.destination, Audience::Upgrade);
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
     let mut tried = Tried::default();
     loop {
         let mut picked = gate.pick_after(admitted, &tried).await.ok_or_else(missed)?;
-        let connected = UpstreamStream::connect(&picked, &gate.tls);
+        let connected = stream::connect(&picked, &gate.tls);
         match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(stream)) => return Ok((stream, picked)),
             // What TLS finds wrong.
@@ -275,7 +274,7 @@ fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
 }
 
 async fn read_response(
-    upstream: &mut UpstreamStream,
+    upstream: &mut ToPod,
     admitted: &Admitted,
     set_cookie: Option<&str>,
 ) -> Result<(Response, BytesMut), Refusal> {
@@ -304,7 +303,7 @@ async fn read_response(
 /// Another answer than 101, to its end as it says itself.
 async fn relay(
     mut conn: Box<Conn>,
-    mut upstream: UpstreamStream,
+    mut upstream: ToPod,
     response: Response,
     mut rest: BytesMut,
     stall: Duration,

@@ -1,4 +1,4 @@
-//! What a client's connection runs over.
+//! What a connection runs over, to a client or to a pod: plain, or TLS.
 
 use std::{
     io,
@@ -10,16 +10,21 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{client, server};
 
-pub enum Io {
-    /// TLS ended at a load balancer in front of us.
+/// From a client. Plain where TLS ended at a load balancer in front of us.
+pub type FromClient = Io<server::TlsStream<TcpStream>>;
+/// To a pod, as far as it is ours to read and write.
+pub type ToPod = Io<client::TlsStream<TcpStream>>;
+
+#[derive(Debug)]
+pub enum Io<T> {
     Plain(TcpStream),
     /// Boxed: its state is many times as large as a socket.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<T>),
 }
 
-impl Io {
+impl FromClient {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
@@ -36,7 +41,7 @@ impl Io {
     }
 }
 
-impl AsyncRead for Io {
+impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -49,7 +54,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
