@@ -111,7 +111,9 @@ pub enum ClientError {
     ShortSecret(String),
     #[error("client `{0}` needs one of `secret_file`, `jwks_file`, `jwks_uri` and `public = true`")]
     NoSecret(String),
-    #[error("client `{0}`: jwks_uri must use https, or http on loopback")]
+    #[error(
+        "client `{0}`: jwks_uri must use https, or http on loopback (private addresses are fetched only with `private_key_sets`)"
+    )]
     KeySetUri(String),
     #[error("client `{0}`: cannot read its key set: {1}")]
     KeyFile(String, std::io::Error),

@@ -155,8 +155,8 @@ impl Store {
         Ok(secret.map(|secret| secret.as_str().to_owned()))
     }
 
-    /// Gives a new secret to a client that an operator made; the old one is worth nothing from then
-    /// on. What the client was given stays.
+    /// Gives a new secret to a client that an operator made; the old one is worth nothing within about
+    /// a second, when every server has heard of it. What the client was given stays.
     pub async fn rotate_client_secret(&self, id: &str) -> Result<String, StoreError> {
         let client = self.operators_client(id).await?;
         if client.kind == ClientKind::Public || client.profile.has_keys() {
@@ -176,7 +176,13 @@ impl Store {
     pub async fn remove_client(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         self.operators_client(id).await?;
         let mut tx = self.write().await?;
-        // First, so that the gateways hear of its tokens.
+        // First, so that the gateways hear of its tokens; and the grants before them, so that whoever
+        // writes a token down at this moment does so before us, or not at all.
+        sqlx::query("UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2")
+            .bind(now.as_second())
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query(
             "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
              WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",

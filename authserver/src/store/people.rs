@@ -2,7 +2,7 @@
 
 use domain::name::UserName;
 use jiff::Timestamp;
-use sqlx::FromRow;
+use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
 use super::{Store, StoreError, list, time, to_json};
@@ -147,6 +147,20 @@ impl Store {
         sqlx::query_as::<_, PersonRow>("SELECT * FROM people WHERE id = $1")
             .bind(subject)
             .fetch_optional(&self.pool)
+            .await?
+            .map(Person::try_from)
+            .transpose()
+    }
+
+    /// The same, as it is within a transaction.
+    pub(super) async fn person_in(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        subject: &str,
+    ) -> Result<Option<Person>, StoreError> {
+        sqlx::query_as::<_, PersonRow>("SELECT * FROM people WHERE id = $1")
+            .bind(subject)
+            .fetch_optional(&mut **tx)
             .await?
             .map(Person::try_from)
             .transpose()

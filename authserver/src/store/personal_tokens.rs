@@ -151,6 +151,11 @@ impl Store {
         };
         let mut tx = self.write().await?;
         self.lock_person(&mut tx, &person.subject).await?;
+        // As they are now: a group may have been lost since the request began.
+        let person = match self.person_in(&mut tx, &person.subject).await? {
+            Some(person) if person.disabled_at.is_none() => person,
+            _ => return Err(StoreError::Invalid("this person may not sign in any more")),
+        };
         let done = sqlx::query(
             "INSERT INTO personal_tokens
              (jti, person_id, name, audience, scope, created_at, expires_at, workload)
@@ -233,22 +238,20 @@ impl Store {
         uses: &[(String, i64)],
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
         for (id, at) in uses {
-            let at = (*at).min(now.as_second());
-            let known: Option<Option<i64>> =
-                sqlx::query_scalar("SELECT used_at FROM personal_tokens WHERE jti = $1")
-                    .bind(id)
-                    .fetch_optional(&self.pool)
-                    .await?;
-            let is_new = known.is_some_and(|known| known.is_none_or(|known| at - known >= EXACT));
-            if is_new {
-                sqlx::query("UPDATE personal_tokens SET used_at = $1 WHERE jti = $2")
-                    .bind(at)
-                    .bind(id)
-                    .execute(&self.pool)
-                    .await?;
-            }
+            let at = (*at).clamp(0, now.as_second());
+            sqlx::query(
+                "UPDATE personal_tokens SET used_at = $1
+                 WHERE jti = $2 AND (used_at IS NULL OR used_at <= $3)",
+            )
+            .bind(at)
+            .bind(id)
+            .bind(at - EXACT)
+            .execute(&mut *tx)
+            .await?;
         }
+        tx.commit().await?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 
 mod statements;
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::HashSet, fmt::Write, time::Duration};
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
@@ -126,10 +126,17 @@ impl Store {
         if self.write_rows(&mut tx, &recorded, RECORD).await? == recorded.len() as u64 {
             tx.commit().await?;
         } else {
-            // A grant was withdrawn since it was read, which takes several writers: on PostgreSQL,
-            // where exchanges come alone.
+            // A grant was withdrawn since it was read, which takes several writers. Nobody else's
+            // exchange may suffer for it.
             drop(tx);
-            return Ok(exchanges.iter().map(|_| Err(RedeemError::SessionOver)).collect());
+            if exchanges.len() <= 1 {
+                return Ok(exchanges.iter().map(|_| Err(RedeemError::SessionOver)).collect());
+            }
+            let mut alone = Vec::with_capacity(exchanges.len());
+            for asked in exchanges {
+                alone.extend(Box::pin(self.exchange(std::slice::from_ref(asked))).await?);
+            }
+            return Ok(alone);
         }
         let answer = |verdict| match verdict {
             Verdict::Good { redeemed, jti, .. } => {
@@ -164,7 +171,25 @@ impl Store {
             else {
                 return Err(StoreError::Damaged("the answer to a query"));
             };
-            *verdict = row.judge(asked, || Secret::derived(key, &asked.token))?;
+            // What is damaged is so for the one who asked.
+            *verdict = row
+                .judge(asked, || Secret::derived(key, &asked.token))
+                .unwrap_or_else(|error| Verdict::Refused(error.into()));
+        }
+        // A family that ends here gives nothing more, not even in the same moment.
+        let ended: HashSet<String> = verdicts
+            .iter()
+            .filter_map(|verdict| match verdict {
+                Verdict::Reused { grant_id, .. } => Some(grant_id.clone()),
+                _ => None,
+            })
+            .collect();
+        for verdict in &mut verdicts {
+            if let Verdict::Good { redeemed, .. } = verdict
+                && ended.contains(&redeemed.grant_id)
+            {
+                *verdict = Verdict::Refused(RedeemError::SessionOver);
+            }
         }
         Ok(verdicts)
     }
@@ -269,4 +294,95 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000;
+
+    /// A family of tokens of its own for each name, whose first token is the name.
+    async fn families(names: &[&str]) -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("auth.db").into()).await.unwrap();
+        let run = async |sql: &'static str, name: &str| {
+            let secret = digest(name);
+            let query = sqlx::query(sql).bind(name.to_owned()).bind(secret).bind(NOW);
+            query.execute(&store.pool).await.unwrap();
+        };
+        run(
+            "INSERT INTO clients (id, kind, created_at, secret_digest) VALUES ($1, 'gate', $3, $2)",
+            "gate",
+        )
+        .await;
+        for name in names {
+            run(
+                "INSERT INTO people (id, name, created_at) SELECT $1, $1, $3 WHERE $2 IS NOT NULL",
+                name,
+            )
+            .await;
+            run(
+                "INSERT INTO sessions (id, secret_digest, person_id, method, created_at, used_at, expires_at)
+                 VALUES ($1, $2, $1, 'pwd', $3, $3, $3 + 1000000)",
+                name,
+            )
+            .await;
+            run(
+                "INSERT INTO grants (id, session_id, client_id, scope, created_at)
+                 SELECT $1, $1, 'gate', 'openid', $3 WHERE $2 IS NOT NULL",
+                name,
+            )
+            .await;
+            run(
+                "INSERT INTO refresh_tokens (digest, grant_id, created_at) VALUES ($2, $1, $3)",
+                name,
+            )
+            .await;
+        }
+        (folder, store)
+    }
+
+    fn at(token: &str, after: i64) -> Exchange {
+        Exchange {
+            token: token.to_owned(),
+            client_id: "gate".to_owned(),
+            idle: Duration::from_secs(100_000),
+            lifetime: Duration::from_secs(600),
+            now: Timestamp::from_second(NOW + after).unwrap(),
+        }
+    }
+
+    async fn successor(store: &Store, token: &str) -> String {
+        let done = store.exchange(&[at(token, 0)]).await.unwrap().remove(0).unwrap();
+        done.refresh_token.unwrap().as_str().to_owned()
+    }
+
+    #[tokio::test]
+    async fn who_repeats_an_old_token_takes_nobody_else_down() {
+        let (_folder, store) = families(&["thief", "bea", "carl"]).await;
+        let next = successor(&store, "thief").await;
+        let batch = [at("bea", 61), at("thief", 61), at(&next, 61), at("carl", 61)];
+        let done = store.exchange(&batch).await.unwrap();
+        assert!(done[0].is_ok() && done[3].is_ok(), "{done:?}");
+        assert!(matches!(done[1], Err(RedeemError::Reused(_))), "{done:?}");
+        assert!(matches!(done[2], Err(RedeemError::SessionOver)), "{done:?}");
+        // It stays so: the family has ended, and the others have what they were given.
+        let next = done[0].as_ref().unwrap().refresh_token.as_ref().unwrap().as_str();
+        let later = store.exchange(&[at("thief", 62), at(next, 62)]).await.unwrap();
+        assert!(matches!(later[0], Err(RedeemError::SessionOver)), "{later:?}");
+        assert!(later[1].is_ok(), "{later:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_is_so_for_one_alone() {
+        let (_folder, store) = families(&["bea", "carl"]).await;
+        sqlx::query("UPDATE people SET groups = 'x' WHERE id = 'bea'")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let done = store.exchange(&[at("bea", 1), at("carl", 1)]).await.unwrap();
+        assert!(matches!(done[0], Err(RedeemError::Store(_))), "{done:?}");
+        assert!(done[1].is_ok(), "{done:?}");
+    }
 }

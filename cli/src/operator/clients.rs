@@ -26,7 +26,7 @@ pub enum ClientOrder {
     List(Place),
     /// Show one client
     Show(Identified),
-    /// Print a new secret for a client; the old one is worth nothing from then on
+    /// Print a new secret for a client; the old one is worth nothing within about a second
     #[command(
         after_help = "Example:\n  dormouse auth client rotate-secret --data-dir .dormouse --id hub > hub-secret"
     )]
