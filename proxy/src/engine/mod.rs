@@ -94,6 +94,21 @@ pub struct Exchange {
     body: u64,
 }
 
+impl Exchange {
+    /// Once in a while, as bytes pass either way: an exchange ends when the right to it is lost.
+    fn look(&mut self, gate: &Gate) -> Result<()> {
+        let Some(admitted) = &self.admitted else { return Ok(()) };
+        if self.checked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.checked = Instant::now();
+        if gate.may_go_on(&admitted.destination) {
+            return Ok(());
+        }
+        Err(Error::explain(ErrorType::ConnectionClosed, "the right was lost").into_down())
+    }
+}
+
 /// The parts of pingora's request that a [`Head`] borrows.
 struct Borrowed<'a> {
     authority: &'a str,
@@ -322,7 +337,7 @@ impl ProxyHttp for Engine {
         if !end && held.body_time.is_some_and(|time| ctx.started.elapsed() > time) {
             return Err(Error::explain(TOO_SLOW, "the body takes too long").into_down());
         }
-        Ok(())
+        ctx.look(&self.gate)
     }
 
     async fn response_filter(
@@ -377,14 +392,7 @@ impl ProxyHttp for Engine {
         _end: bool,
         ctx: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        let Some(admitted) = &ctx.admitted else { return Ok(None) };
-        if ctx.checked.elapsed() >= LOOK_EVERY {
-            ctx.checked = Instant::now();
-            if !self.gate.may_go_on(&admitted.destination) {
-                return Err(Error::explain(ErrorType::ConnectionClosed, "the right was lost"));
-            }
-        }
-        Ok(None)
+        ctx.look(&self.gate).map(|()| None)
     }
 
     /// Nothing was sent yet, so trying again is always safe.

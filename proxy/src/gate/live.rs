@@ -113,7 +113,14 @@ impl super::Gate {
     /// Counts a stream as open, so that it ends when the right to it is lost.
     pub fn enter(&self, destination: &Destination) -> Option<Presence> {
         match destination {
-            Destination::Workload(grant) => Some(self.live.enter(grant.clone())),
+            Destination::Workload(grant) => {
+                let presence = self.live.enter(grant.clone());
+                // Lost while the request waited or was on its way: no change will tell any more.
+                if !self.may_go_on(destination) {
+                    presence.lost.cancel();
+                }
+                Some(presence)
+            }
             Destination::Service { .. } => None,
         }
     }

@@ -199,6 +199,12 @@ impl Exchange {
                 return self.pause(cx, with);
             }
             self.moved = Instant::now();
+            if self.moved.duration_since(self.checked) >= LOOK_EVERY {
+                self.checked = self.moved;
+                if !with.gate.may_go_on(&with.admitted.destination) {
+                    return Poll::Ready(Err(Broken::RightLost));
+                }
+            }
         }
     }
 
@@ -317,12 +323,6 @@ impl Exchange {
             && let Some(picked) = &mut with.picked
         {
             picked.answered(Instant::now());
-        }
-        if self.checked.elapsed() >= LOOK_EVERY {
-            self.checked = Instant::now();
-            if !with.gate.may_go_on(&with.admitted.destination) {
-                return Err(Broken::RightLost);
-            }
         }
         match (&mut self.phase, read) {
             (Phase::Answer(Follows::UntilClosed), 0) => {

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use domain::route::{Progress, State, Step};
+use domain::{
+    revocation::Revoked,
+    route::{Progress, State, Step},
+};
+use jiff::Timestamp;
 
 use crate::{
     upstream,
@@ -32,6 +36,20 @@ async fn an_api_call_is_held_until_the_workload_is_there() {
         assert_eq!(call.await.unwrap().unwrap().status(), 200);
     }
     assert!(world.wakes.try_recv().is_err(), "twenty calls ask once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_17_a_held_call_is_not_made_for_somebody_whose_session_has_ended() {
+    let mut world = World::start().await;
+    world.set([spec(State::Sleeping, &[])]);
+    let request = world.client(true).get(world.url(HOST, "/"));
+    let request = request.header("Authorization", world.bearer("alice"));
+    let call = tokio::spawn(request.send());
+    world.wakes.recv().await.unwrap();
+    let ended = Revoked::Session("sid-alice");
+    world.revocations.revoke(ended, Timestamp::MAX, Timestamp::now());
+    world.running(upstream::mirror().await);
+    assert_eq!(call.await.unwrap().unwrap().status(), 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -329,15 +329,51 @@ async fn attack_17_a_withdrawn_token_ends_an_open_websocket_and_is_401() {
     let world = World::start().await;
     let bearer = world.bearer("alice");
     let (_, mut raw) = echoing(&world, &bearer).await;
+    withdraw(&world, &bearer);
+    assert_eq!(raw.bytes(4).await, RIGHT_LOST);
+
+    let answer = world.client(true).get(world.url(HOST, "/")).header("Authorization", bearer);
+    assert_eq!(answer.send().await.unwrap().status(), 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_17_a_token_that_is_withdrawn_before_the_socket_is_open_ends_it() {
+    let world = World::start().await;
+    let bearer = world.bearer("alice");
+    let (_, mut open) = echoing(&world, &bearer).await;
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let (asked, mut hears) = tokio::sync::mpsc::channel(1);
+    let slow = upstream::start(move |mut request| {
+        let (mut wait, asked) = (wait.clone(), asked.clone());
+        async move {
+            asked.send(()).await.unwrap();
+            wait.wait_for(|go| *go).await.unwrap();
+            request
+                .reply("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+                .await;
+            let _ = request.stream.read_u8().await;
+        }
+    })
+    .await;
+    world.running(slow);
+    let mut raw = world.raw().await;
+    raw.send(&handshake_with(&bearer, "/ws", "")).await;
+    hears.recv().await.unwrap();
+    withdraw(&world, &bearer);
+    // What was open has been looked through.
+    assert_eq!(open.bytes(4).await, RIGHT_LOST);
+    go.send(true).unwrap();
+    let (head, _) = raw.answer().await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!(raw.bytes(4).await, RIGHT_LOST);
+}
+
+fn withdraw(world: &World, bearer: &str) {
     let payload = bearer.split('.').nth(1).unwrap();
     let claims = URL_SAFE_NO_PAD.decode(payload).unwrap();
     let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
     let token = Revoked::Token(claims["jti"].as_str().unwrap());
     world.revocations.revoke(token, Timestamp::MAX, Timestamp::now());
-    assert_eq!(raw.bytes(4).await, RIGHT_LOST);
-
-    let answer = world.client(true).get(world.url(HOST, "/")).header("Authorization", bearer);
-    assert_eq!(answer.send().await.unwrap().status(), 401);
 }
 
 /// A Close frame with status 1008, policy violation.
