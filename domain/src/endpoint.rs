@@ -221,22 +221,34 @@ impl Outstanding {
     pub fn answered(&mut self, now: Duration) {
         if !std::mem::replace(&mut self.told, true) {
             self.load.answered(now);
+            self.probe_over();
         }
     }
 
     /// No connection could be made, or it broke before an answer. True when the endpoint is ejected
     /// for it.
     pub fn failed(&mut self, now: Duration) -> bool {
-        !std::mem::replace(&mut self.told, true) && self.load.failed(self.probe, now)
+        if std::mem::replace(&mut self.told, true) {
+            return false;
+        }
+        let ejected = self.load.failed(self.probe, now);
+        self.probe_over();
+        ejected
+    }
+
+    /// Once it is known how a probe went, another one may follow: what was answered may be a stream
+    /// that lives for days.
+    fn probe_over(&mut self) {
+        if std::mem::take(&mut self.probe) {
+            self.load.probing.store(false, Ordering::Release);
+        }
     }
 }
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
         self.load.outstanding.fetch_sub(1, Ordering::Relaxed);
-        if self.probe {
-            self.load.probing.store(false, Ordering::Release);
-        }
+        self.probe_over();
     }
 }
 

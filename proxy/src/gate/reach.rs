@@ -9,6 +9,7 @@ use domain::{
     access::{Grant, Readiness},
     endpoint::{Endpoint, Revision},
     route::{Progress, Step},
+    token::TokenError,
     upstream::UpstreamProtocol,
 };
 use tokio::time::{Instant, sleep};
@@ -55,7 +56,12 @@ impl Gate {
         let place = self.holds.take(grant.workload()).ok_or(Refusal::TooManyHeld)?;
         let deadline = Instant::now() + grant.wake_hold();
         let routes = self.routes.clone();
-        wake::until_ready(grant, routes, &self.waker, deadline, place).await.map(Ok)
+        let grant = wake::until_ready(grant, routes, &self.waker, deadline, place).await?;
+        // It waited for up to a minute.
+        if self.revocations.is_revoked(grant.identity()) {
+            return Err(Refusal::BadCredential(TokenError::Withdrawn.to_string()));
+        }
+        Ok(Ok(grant))
     }
 
     /// How far a start has come; `None` when the workload is there. Asks for one that sleeps.
@@ -102,7 +108,7 @@ impl Gate {
         let canary = weight > 0 || endpoints.iter().any(|e| e.revision() == Revision::Canary);
         let user = grant.identity().user.as_str();
         let side = canary.then(|| choose::side(user, grant.host(), weight));
-        let wish = Wish { side, tried };
+        let wish = Wish { side, tried }.attainable(endpoints, since);
         let tag = |endpoint: &Endpoint| self.namer.tag(grant.workload(), endpoint);
         let used_to = admitted
             .sticky

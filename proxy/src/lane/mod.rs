@@ -322,9 +322,11 @@ async fn dial(
                     tcp::tune(&stream);
                     return Ok((stream, picked));
                 }
-                _ if Instant::now() >= give_up_at => return Err(missed()),
                 _ => {
                     picked.failed(Instant::now());
+                    if Instant::now() >= give_up_at {
+                        return Err(missed());
+                    }
                     tried.add(picked.address);
                     gate.metrics.connect_retries.inc();
                 }

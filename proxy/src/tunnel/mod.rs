@@ -239,9 +239,11 @@ async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), An
                 picked.failed(Instant::now());
                 return Err(Refusal::BadGateway.answer(Audience::Upgrade));
             }
-            _ if Instant::now() >= give_up_at => return Err(missed()),
             _ => {
                 picked.failed(Instant::now());
+                if Instant::now() >= give_up_at {
+                    return Err(missed());
+                }
                 tried.add(picked.address);
                 gate.metrics.connect_retries.inc();
             }

@@ -68,6 +68,14 @@ impl Wish<'_> {
         }
     }
 
+    /// Without a side that has nobody to offer: its people are as well off on the other one, and stay
+    /// with the pod there that they are used to.
+    pub fn attainable(self, endpoints: &[Endpoint], now: Duration) -> Self {
+        let there = self.side.is_none()
+            || endpoints.iter().any(|endpoint| self.suits(endpoint, Level::Wanted, now));
+        Self { side: self.side.filter(|_| there), ..self }
+    }
+
     /// Whether the pod that a browser is used to can still be had.
     pub fn keeps(&self, endpoint: &Endpoint, now: Duration) -> bool {
         self.suits(endpoint, Level::Wanted, now)

@@ -186,3 +186,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_side_that_has_nobody_to_offer_moves_no_browser_from_the_pod_it_is_used_to() {
+    let stable = endpoints(vec![spec(1), spec(2)]);
+    let tried = Tried::default();
+    let wish = Wish { side: Some(Revision::Canary), tried: &tried };
+    assert!(!wish.keeps(&stable[0], NOW));
+    assert!(wish.attainable(&stable, NOW).keeps(&stable[0], NOW));
+    let canary = EndpointSpec { revision: Revision::Canary, ..spec(3) };
+    let both = endpoints(vec![spec(1), canary]);
+    assert!(!wish.attainable(&both, NOW).keeps(&both[0], NOW));
+    assert!(wish.attainable(&both, NOW).keeps(&both[1], NOW));
+}
