@@ -24,7 +24,7 @@ mod trace;
 mod tunnel;
 mod upstream;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
@@ -35,6 +35,7 @@ use runtime::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +54,9 @@ use crate::{
     session::{Sessions, issuer::Issuer},
     trace::Traces,
 };
+
+/// For the last spans to be taken by the collector, once all exchanges have ended.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// What the service is given by whoever starts it.
 pub struct Inputs {
@@ -89,13 +93,14 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     let access_log = AccessLog::start(&config.access_log, metrics.access_log.clone());
     let access_log = Arc::new(access_log.context("proxy.access_log.file cannot be written")?);
     let traced = CancellationToken::new();
-    let exporter = match &config.trace.otlp_url {
+    let (exporter, sending) = match &config.trace.otlp_url {
         Some(url) => {
             let (http, traced) = (http.clone(), traced.clone());
             let exporter = Exporter::start(url, "proxy", http, &ctx.registry, traced);
-            Some(exporter.context("proxy.trace.otlp_url")?)
+            let (exporter, sending) = exporter.context("proxy.trace.otlp_url")?;
+            (Some(exporter), Some(sending))
         }
-        None => None,
+        None => (None, None),
     };
     let client_secret = secret::read(&config.client_secret_file)?;
     let system_hosts = config.system_hosts.iter().map(|host| host.host.clone());
@@ -154,6 +159,9 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
     rights.abort();
     following.abort();
     traced.cancel();
+    if let Some(sending) = sending {
+        let _ = timeout(LAST_SPANS, sending).await;
+    }
     let _ = tokio::task::spawn_blocking(move || access_log.close()).await;
     Ok(())
 }

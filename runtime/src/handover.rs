@@ -13,7 +13,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::PathBuf,
-    process::{Command, ExitStatus},
+    process::{Child, Command, ExitStatus},
     sync::OnceLock,
     time::Duration,
 };
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -69,13 +69,22 @@ struct Sockets {
     kept: Mutex<Vec<(&'static str, OwnedFd)>>,
 }
 
+/// By the path that it was called by, where there is one: a link may point to a newer file by then.
+fn program() -> io::Result<PathBuf> {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    match called.filter(|called| called.components().count() > 1 && called.exists()) {
+        Some(called) => std::path::absolute(called),
+        None => std::env::current_exe(),
+    }
+}
+
 /// Takes what was inherited, and hands it on at SIGQUIT. Call once, before [`listen`].
 pub fn begin(shutdown: CancellationToken) -> io::Result<()> {
     let value = std::env::var(VARIABLE).unwrap_or_default();
     let (inherited, ready) = inherit(&value, getppid().as_raw());
     let takes_over = ready.is_some();
     let sockets = Sockets {
-        program: std::env::current_exe()?,
+        program: program()?,
         arguments: std::env::args_os().skip(1).collect(),
         inherited: Mutex::new(inherited),
         ready: Mutex::new(ready),
@@ -87,27 +96,14 @@ pub fn begin(shutdown: CancellationToken) -> io::Result<()> {
     }
     let mut quit = signal(SignalKind::quit())?;
     tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = quit.recv() => {}
-                () = shutdown.cancelled() => {
-                    if let Some(sockets) = SOCKETS.get() {
-                        sockets.kept.lock().clear();
-                    }
-                    return;
-                }
-            }
-            let Some(sockets) = SOCKETS.get() else { return };
-            tracing::info!("asked to hand over to a new process");
-            match sockets.hand_over().await {
-                Ok(process) => {
-                    tracing::info!(process, "the new process is ready; finishing what runs here");
-                    notify(&format!("MAINPID={process}"));
-                    shutdown.cancel();
-                }
-                Err(error) => tracing::error!(%error, "not handed over; going on as before"),
-            }
+        let Some(sockets) = SOCKETS.get() else { return };
+        tokio::select! {
+            biased;
+            // Who is asked to stop meanwhile leaves no successor behind.
+            () = shutdown.cancelled() => {}
+            () = sockets.hand_over_when_asked(&mut quit) => shutdown.cancel(),
         }
+        sockets.kept.lock().clear();
     });
     Ok(())
 }
@@ -147,6 +143,10 @@ pub async fn until_well(health: &Health) {
 
 /// Says that this process accepts. Of no effect in one that takes over from nobody.
 pub fn ready() {
+    // What nobody listens on any more is closed, and does not keep its port.
+    if let Some(sockets) = SOCKETS.get() {
+        sockets.inherited.lock().clear();
+    }
     let ready = SOCKETS.get().and_then(|sockets| sockets.ready.lock().take());
     if let Some(ready) = ready
         && let Err(error) = std::fs::File::from(ready).write_all(READY)
@@ -156,11 +156,45 @@ pub fn ready() {
     notify("READY=1");
 }
 
+/// A new process that is not known to serve yet: nobody's, once this is dropped.
+struct Successor(Option<Child>);
+
+impl Successor {
+    /// Ends it, and says how it ended: by itself, if it was faster.
+    fn end(&mut self) -> Option<io::Result<ExitStatus>> {
+        let mut child = self.0.take()?;
+        let _ = child.kill();
+        // It has ended or was killed: this takes no time.
+        Some(child.wait())
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
 impl Sockets {
+    /// Resolves once a new process serves.
+    async fn hand_over_when_asked(&self, quit: &mut Signal) {
+        while quit.recv().await.is_some() {
+            tracing::info!("asked to hand over to a new process");
+            match self.hand_over().await {
+                Ok(process) => {
+                    tracing::info!(process, "the new process is ready; finishing what runs here");
+                    return notify(&format!("MAINPID={process}"));
+                }
+                Err(error) => tracing::error!(%error, "not handed over; going on as before"),
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Starts the program and waits until it is ready. Returns its process number.
     async fn hand_over(&self) -> Result<u32, HandoverError> {
         let (said, tell) = io::pipe().map_err(HandoverError::Start)?;
-        let mut child = {
+        let mut successor = {
             // Copies that a new program keeps: this process starts no other one meanwhile.
             let mut passed = vec![("ready", dup(&tell).map_err(errno)?)];
             for (name, socket) in self.kept.lock().iter() {
@@ -170,7 +204,7 @@ impl Sockets {
             let value = format!("parent={}{}", std::process::id(), list.collect::<String>());
             let mut command = Command::new(&self.program);
             command.args(&self.arguments).env(VARIABLE, value);
-            command.spawn().map_err(HandoverError::Start)?
+            Successor(Some(command.spawn().map_err(HandoverError::Start)?))
         };
         // So that the end of the new process is the end of the pipe.
         drop(tell);
@@ -180,14 +214,16 @@ impl Sockets {
             said.read_exact(&mut text).await.map(|_| text == READY)
         };
         let failed = match timeout(PATIENCE, answer).await {
-            Ok(Ok(true)) => return Ok(child.id()),
+            Ok(Ok(true)) => return Ok(successor.0.take().map_or(0, |child| child.id())),
             Ok(_) => None,
             Err(_) => Some(HandoverError::Slow),
         };
-        let _ = child.kill();
-        // It has closed the pipe or was killed: this takes no time.
-        let status = child.wait().map_err(HandoverError::Start)?;
-        Err(failed.unwrap_or(HandoverError::Ended(status)))
+        match (failed, successor.end()) {
+            (None, Some(status)) => {
+                Err(HandoverError::Ended(status.map_err(HandoverError::Start)?))
+            }
+            (failed, _) => Err(failed.unwrap_or(HandoverError::Slow)),
+        }
     }
 }
 
@@ -317,6 +353,25 @@ mod tests {
         assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         let failed = sockets("/nonexistent", &[]).hand_over().await.unwrap_err();
         assert!(matches!(failed, HandoverError::Start(_)), "{failed}");
+    }
+
+    #[tokio::test]
+    async fn who_stops_meanwhile_leaves_no_successor_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", file.display());
+        let sockets = sockets("/bin/bash", &["-c", &script]);
+        let started = async {
+            while !file.exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = sockets.hand_over() => panic!("it never says that it is ready"),
+            () = started => {}
+        }
+        let process = std::fs::read_to_string(&file).unwrap();
+        assert!(!std::path::Path::new("/proc").join(process.trim()).exists(), "{process}");
     }
 
     #[test]

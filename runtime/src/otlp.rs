@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, Opts, Registry};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -61,14 +61,14 @@ fn counted() -> prometheus::Result<IntCounterVec> {
 }
 
 impl Exporter {
-    /// Sends until `shutdown`, and then what is left for a short while.
+    /// Sends until `shutdown`, and then what is left for a short while, at whose end the task ends.
     pub fn start(
         url: &str,
         service: &'static str,
         http: reqwest::Client,
         registry: &Registry,
         shutdown: CancellationToken,
-    ) -> Result<Self, ExporterError> {
+    ) -> Result<(Self, JoinHandle<()>), ExporterError> {
         let base = url.trim_end_matches('/');
         let parsed: Option<Url> = format!("{base}/v1/traces").parse().ok();
         let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
@@ -77,8 +77,8 @@ impl Exporter {
         registry.register(Box::new(spans.clone()))?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         let sender = Sender { url, service, http, spans: spans.clone() };
-        tokio::spawn(sender.run(waiting, shutdown));
-        Ok(Self { queue, spans })
+        let sending = tokio::spawn(sender.run(waiting, shutdown));
+        Ok((Self { queue, spans }, sending))
     }
 
     /// For tests of what makes spans.
@@ -292,7 +292,8 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (registry, shutdown) = (Registry::new(), CancellationToken::new());
         let http = crate::http::client(None).unwrap();
-        let exporter = Exporter::start(&url, "proxy", http, &registry, shutdown.clone()).unwrap();
+        let (exporter, sending) =
+            Exporter::start(&url, "proxy", http, &registry, shutdown.clone()).unwrap();
         // More than there is room for, before anything can be sent.
         for id in 1..=QUEUE as u64 + 10 {
             exporter.send(span(id));
@@ -306,6 +307,7 @@ mod tests {
         while rest < encode(&span(1)).len() * (QUEUE - BATCH) {
             rest += bodies.recv().await.unwrap().len();
         }
+        sending.await.unwrap();
     }
 
     #[tokio::test]

@@ -217,8 +217,11 @@ where
     tasks.spawn(service);
     let admin_ctx = ctx.clone();
     tasks.spawn(async move {
-        handover::until_well(&admin_ctx.health).await;
-        handover::ready();
+        // A service that fails before it is well ends here, too, so that its error is told.
+        tokio::select! {
+            () = handover::until_well(&admin_ctx.health) => handover::ready(),
+            () = admin_ctx.shutdown.cancelled() => return Ok(()),
+        }
         admin::serve(admin, admin_ctx, extra).await.context("the admin port failed")
     });
     let mut first_error = Ok(());

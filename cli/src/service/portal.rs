@@ -17,7 +17,7 @@ use kube::{
         watcher,
     },
 };
-use runtime::{service::Context, settings};
+use runtime::{handover, service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -70,6 +70,11 @@ pub async fn serve(
     let workspaces = store(client.clone(), &ctx);
     let apps = store(client, &ctx);
     let inputs = portal::Inputs { routes, workspaces, apps, verifier };
+    // Who hands over to us serves until then.
+    tokio::select! {
+        () = handover::until_well(&ctx.health) => {}
+        () = ctx.shutdown.cancelled() => {}
+    }
     portal::serve(config, inputs, listener, ctx).await.context("the portal failed")
 }
 
