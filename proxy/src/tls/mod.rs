@@ -282,7 +282,7 @@ async fn follow_pairs(
 async fn follow_expiries(
     store: Store,
     report: Arc<Report>,
-    pairs: Option<watch::Receiver<Arc<Pairs>>>,
+    mut pairs: Option<watch::Receiver<Arc<Pairs>>>,
     acme: bool,
 ) {
     let mut changes = store.changes();
@@ -292,8 +292,18 @@ async fn follow_expiries(
         report.expiries(&store, now);
         let synced = pairs.as_ref().is_none_or(|pairs| pairs.borrow().synced);
         report.readiness(&store, synced, acme);
+        // That there are no Secrets changes nothing but that they are known.
+        let listed = async {
+            if let Some(pairs) = pairs.as_mut().filter(|_| !synced)
+                && pairs.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
         tokio::select! {
             _ = changes.changed() => {}
+            () = listed => {}
             () = tokio::time::sleep(REFRESH) => store.refresh(Timestamp::now()),
         }
     }

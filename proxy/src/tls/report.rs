@@ -139,13 +139,16 @@ impl Report {
         self.health.warn("certificate expiry", (!ending.is_empty()).then(|| ending.join("; ")));
     }
 
-    /// Whether there is any certificate at all. With ACME the first one comes only when the
-    /// authority can reach us, so waiting for it must not keep traffic away.
+    /// Whether there is any certificate at all, and the Secrets are known: else their hosts would get
+    /// another one. With ACME the first one comes only when the authority can reach us, so waiting for
+    /// it must not keep traffic away.
     pub fn readiness(&self, store: &Store, synced: bool, acme: bool) {
-        let state = match (store.all().is_empty(), acme) {
-            (false, _) | (true, true) => Ok(()),
-            (true, false) if !synced => Err("the Secrets have not been listed yet".to_owned()),
-            (true, false) => Err("there is no usable certificate".to_owned()),
+        let state = if !synced {
+            Err("the Secrets have not been listed yet".to_owned())
+        } else if store.all().is_empty() && !acme {
+            Err("there is no usable certificate".to_owned())
+        } else {
+            Ok(())
         };
         self.health.set("certificates", state);
     }
@@ -200,6 +203,10 @@ mod tests {
 
         let now = Timestamp::from_second(359 * DAY).unwrap();
         store.set(Source::Files, vec![certificate("f", &["a.test"], 0, 360 * DAY)], now);
+        report.readiness(&store, false, true);
+        assert!(health.problems()[0].1.contains("not been listed"), "others are no substitute");
+        report.readiness(&store, true, false);
+        assert!(health.problems().is_empty());
         let orders = ["auth.test", "lab--alice.test"];
         let orders = orders.map(|name| certificate(name, &[name], 0, 700 * DAY));
         store.set(Source::Acme, orders.to_vec(), now);

@@ -208,9 +208,12 @@ impl Acme {
         let now = Timestamp::now();
         let mut attempts = self.folder.attempts()?;
         let wanted = self.wanted();
-        attempts.retain(&wanted);
         let all = self.store.all();
         let have = Have::new(&all, now);
+        // Before the routes are known, nobody can say what is not wanted.
+        if self.config.on_demand == OnDemand::Off || self.routes.borrow().is_synced() {
+            attempts.retain(&wanted, &have, now);
+        }
         let next = plan::next(&wanted, &have, &attempts, now);
         let Next::Order(name) = next else {
             self.report.faults(Source::Acme, &attempts.faults());
@@ -220,7 +223,17 @@ impl Acme {
         attempts.begin(&name, &wanted, &have, now);
         self.folder.write_attempts(&attempts)?;
         let ordered = self.order(&name).await;
+        let succeeded = ordered.is_ok();
         self.settle(&name, ordered, &mut attempts);
+        if succeeded {
+            self.look().await;
+            let (all, now) = (self.store.all(), Timestamp::now());
+            if Have::new(&all, now).is_due(&name, now) {
+                let why =
+                    "the new certificate would have to be renewed at once; is the clock right?";
+                attempts.failed(&name, why.to_owned(), false, rand::random(), now);
+            }
+        }
         self.folder.write_attempts(&attempts)?;
         self.report.faults(Source::Acme, &attempts.faults());
         Ok(Duration::ZERO)

@@ -100,6 +100,13 @@ impl<'a> Have<'a> {
     }
 }
 
+impl Have<'_> {
+    /// Whether it should be ordered now.
+    pub fn is_due(&self, name: &str, now: Timestamp) -> bool {
+        self.due(name).is_none_or(|due| due <= now)
+    }
+}
+
 /// When a third of its life is left, or up to a thirtieth of its life before that, so that what was
 /// ordered together is not renewed together.
 fn renew_at(certificate: &Certificate) -> Timestamp {
@@ -199,10 +206,12 @@ impl Attempts {
         self.failures.insert(name.to_owned(), Failure { count, not_before, why });
     }
 
-    /// Forgets what is not wanted any more.
-    pub fn retain(&mut self, wanted: &Wanted) {
-        self.failures
-            .retain(|name, _| wanted.configured.contains(name) || wanted.on_demand.contains(name));
+    /// Forgets what is not wanted any more, or is there by now.
+    pub fn retain(&mut self, wanted: &Wanted, have: &Have<'_>, now: Timestamp) {
+        self.failures.retain(|name, _| {
+            let wanted = wanted.configured.contains(name) || wanted.on_demand.contains(name);
+            wanted && have.is_due(name, now)
+        });
     }
 
     /// For people: which names could not be had, and why.

@@ -153,3 +153,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_failure_is_forgotten_once_the_name_is_there_or_not_wanted() {
+    let wanted = wanted(&["a.test", "b.test"], &[]);
+    let mut attempts = Attempts::default();
+    for name in ["a.test", "b.test", "gone.test"] {
+        attempts.failed(name, "no".to_owned(), true, 0.5, at(0));
+    }
+    let all = [(Source::Files, certificate("f", &["a.test"], 0, 90 * DAY))];
+    attempts.retain(&wanted, &Have::new(&all, at(1)), at(1));
+    let faults = attempts.faults();
+    assert!(faults.len() == 1 && faults[0].starts_with("b.test "), "{faults:?}");
+}
