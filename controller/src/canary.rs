@@ -31,8 +31,12 @@ pub async fn apply(
     awake: bool,
 ) -> Result<Option<CanaryStatus>, ReconcileError> {
     let Some(canary) = &app.spec.canary else {
-        // Only what was there is asked for: most apps never have one.
-        if app.status.as_ref().is_some_and(|status| status.canary.is_some()) {
+        // Most apps never have one, so that is asked for after a change only. The status alone does not
+        // tell: whoever made one may have ended before it could say so.
+        let status = app.status.as_ref();
+        let seen = status.and_then(|status| status.observed_generation);
+        let had = status.is_some_and(|status| status.canary.is_some());
+        if had || seen != app.metadata.generation {
             delete::<Service>(shared, namespace, &name(app)).await?;
             delete::<Deployment>(shared, namespace, &name(app)).await?;
         }
@@ -46,7 +50,14 @@ pub async fn apply(
         weight: canary.weight,
         replicas: status.replicas.unwrap_or(0),
         ready_replicas: status.ready_replicas.unwrap_or(0),
+        message: None,
     }))
+}
+
+/// Of one that the cluster refuses. The app itself is none the worse for it.
+pub fn refused(app: &App, message: String) -> Option<CanaryStatus> {
+    let weight = app.spec.canary.as_ref()?.weight;
+    Some(CanaryStatus { weight, replicas: 0, ready_replicas: 0, message: Some(message) })
 }
 
 async fn delete<K>(shared: &Shared, namespace: &str, name: &str) -> kube::Result<()>

@@ -201,7 +201,10 @@ impl Reconciled for App {
     ) -> Result<Applied<Deployment>, ReconcileError> {
         let deployment = manifest::deployment(self, awake, &shared.config);
         let under = apply_one(shared, namespace, &deployment).await?;
-        let canary = canary::apply(self, shared, namespace, awake).await?;
+        let canary = match canary::apply(self, shared, namespace, awake).await {
+            Ok(canary) => canary,
+            Err(error) => canary::refused(self, refusal(&error).ok_or(error)?),
+        };
         Ok(Applied { under, agent: None, canary })
     }
 }

@@ -77,6 +77,9 @@ pub struct CanaryStatus {
     pub weight: u8,
     pub replicas: i32,
     pub ready_replicas: i32,
+    /// Why the cluster refuses it.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// How far a start has come.
