@@ -51,7 +51,9 @@ export function processorTime(pid) {
 }
 
 function pinned(core, command, args, stdio, env = {}) {
-  const child = spawn('taskset', ['-c', String(core), command, ...args], { stdio, env: { ...process.env, ...env } });
+  // It does not outlive us, whatever ends us.
+  const pinning = ['--pdeathsig', 'TERM', 'taskset', '-c', String(core)];
+  const child = spawn('setpriv', [...pinning, command, ...args], { stdio, env: { ...process.env, ...env } });
   const ended = new Promise((resolve) => {
     child.once('exit', resolve);
     child.once('error', resolve);

@@ -117,6 +117,7 @@ async function main() {
     if (!existsSync(file)) throw new Error(`${file} is not there; run \`make soak\`, which builds it`);
   }
   const folder = mkdtempSync(path.join(os.tmpdir(), 'dormouse-soak-'));
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
   say('starting an authserver, a cluster and a workload');
   const system = await startSystem({ folder, binary: options.binary, load: options.load, tokens: PEOPLE });
   try {
@@ -141,7 +142,6 @@ async function main() {
     if (trouble.length > 0) process.exitCode = 1;
   } finally {
     await system.stop();
-    rmSync(folder, { recursive: true, force: true });
   }
 }
 

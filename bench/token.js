@@ -61,6 +61,8 @@ async function main() {
   }
 
   const folder = mkdtempSync(path.join(os.tmpdir(), 'dormouse-bench-'));
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+  for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(130));
   const servers = [];
   try {
     servers.push(await dormouse(core, values.binary, folder, families));
@@ -120,7 +122,6 @@ async function main() {
     writeFileSync(path.join(here, 'results', `token-${stamp}.md`), report);
   } finally {
     await Promise.all(servers.map(({ stop }) => stop()));
-    rmSync(folder, { recursive: true, force: true });
   }
 }
 

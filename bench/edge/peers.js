@@ -80,7 +80,10 @@ async function startPeer(system, name, { command, args, file, text, port, tls, e
 }
 
 function nginxSettings(system, { port, http = '', server = '', location = '', tls }) {
+  // Started by root, it would give its worker to somebody who may not enter our folder.
+  const user = process.getuid() === 0 ? 'user root;' : '';
   return (folder) => `
+${user}
 worker_processes 1;
 daemon off;
 pid ${folder}/pid;
