@@ -63,7 +63,7 @@ soak: ## Hold 10,000 WebSockets and 2,000 requests/s for 10 minutes (builds for 
 	$(CARGO) build --release -p dormouse-cli -p dormouse-load
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) node bench/soak.js $(ARGS)
 
-# `-s none`: the parsers have no unsafe code, so what is looked for is panics and broken promises.
+# `-s none`: what is fuzzed has no unsafe code of ours, so what is looked for is panics and broken promises.
 fuzz: ## Fuzz the parsers and compare the two engines, SECONDS each (cargo install cargo-fuzz)
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'make fuzz needs cargo-fuzz: cargo install cargo-fuzz' >&2; exit 1; }
 	cd fuzz && for target in $$(ls fuzz_targets | sed 's/\.rs$$//'); do \

@@ -19,6 +19,7 @@ const CLOSED_WITHIN = 5_000;
 const instance = await sharedInstance();
 const workloads = ['echo', 'lab'].map((name) => instance.workload(name)).filter(Boolean);
 const withSsh = instance.workload('lab') && !needs('ssh').skip;
+if (!withSsh) console.log('# without SSH: there is no JupyterLab to reach, or no OpenSSH to reach it with');
 const group = `guests-${randomBytes(4).toString('hex')}`;
 const children = [];
 

@@ -1,6 +1,6 @@
 //! TLS to pods: what their certificates are checked against.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use domain::upstream::{UpstreamTls, Verification};
 use pingora::{
@@ -75,6 +75,14 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     if all.is_empty() { Err(TlsError::NoAuthority) } else { Ok(all) }
 }
 
+/// The authorities of this machine, read once. `None`: there are none that can be used.
+static SYSTEM: LazyLock<Option<Arc<RootCertStore>>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    (added > 0).then(|| Arc::new(roots))
+});
+
 fn client(tls: &UpstreamTls) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder();
     let mut config = match &tls.verification {
@@ -91,12 +99,7 @@ fn client(tls: &UpstreamTls) -> Result<ClientConfig, TlsError> {
             builder.with_root_certificates(roots).with_no_client_auth()
         }
         Verification::System => {
-            let mut roots = RootCertStore::empty();
-            let found = rustls_native_certs::load_native_certs();
-            let (added, _) = roots.add_parsable_certificates(found.certs);
-            if added == 0 {
-                return Err(TlsError::System);
-            }
+            let roots = SYSTEM.clone().ok_or(TlsError::System)?;
             builder.with_root_certificates(roots).with_no_client_auth()
         }
     };

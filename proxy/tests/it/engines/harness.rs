@@ -231,7 +231,15 @@ impl Pair {
 
     /// What differs, in words.
     pub async fn compare(&self, case: &Case) -> Result<(), String> {
-        let (lane, general) = (self.lane.run(case).await, self.general.run(case).await);
+        let (mut lane, mut general) = (self.lane.run(case).await, self.general.run(case).await);
+        // An answer that breaks off at once on a connection that was used before: pingora asks again,
+        // which does no harm for these, and the lane does once nothing at all of an answer came.
+        let once =
+            ["POST ", "PATCH "].iter().any(|method| case.request.starts_with(method.as_bytes()));
+        if case.odd && case.closes && !once {
+            lane.upstream.dedup();
+            general.upstream.dedup();
+        }
         // A pool may hold a connection that has just been closed; the next case waits for that.
         if case.closes {
             sleep(Duration::from_millis(2)).await;
