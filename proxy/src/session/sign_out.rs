@@ -1,7 +1,8 @@
 //! Signing out: asked once, by the issuer, and never done by another site.
 //!
 //! The question is the issuer's because nobody but a person can answer it there: a workload's own
-//! scripts run on the workload's host, and could answer whatever is asked on that host.
+//! scripts run on the workload's host, and could answer whatever is asked on that host. The most that
+//! they can do is to feign the way back, and so to end this host's own session.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use url::Url;
