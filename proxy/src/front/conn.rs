@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType, l4::socket::SocketAddr as PingoraAddr,
@@ -35,6 +35,8 @@ const READ: usize = 16 * 1024;
 const READ_HEAD: usize = 2 * 1024;
 /// How much is kept of what a client pipelines.
 const AHEAD_MAX: usize = 64 * 1024;
+/// The longest head of an answer that waits for what follows it.
+const HELD_MAX: usize = 4 * 1024;
 
 pub struct Conn {
     io: FromClient,
@@ -42,6 +44,11 @@ pub struct Conn {
     ahead: BytesMut,
     lent: Lent,
     ended: bool,
+    /// The head of an answer, held back for as long as the borrower is busy: it is sent with the first
+    /// bytes of the body, or when the borrower flushes or looks for what else the client sends.
+    held: Bytes,
+    /// The borrower has written nothing yet.
+    unanswered: bool,
     /// Who asks: not always the peer, where a trusted hop says so of each request.
     client: SocketAddr,
     socket: Arc<SocketDigest>,
@@ -68,6 +75,8 @@ impl Conn {
             ahead: BytesMut::new(),
             lent: Lent::All,
             ended: false,
+            held: Bytes::new(),
+            unanswered: false,
             client: peer,
             _permit: permit,
         }
@@ -133,6 +142,7 @@ impl Conn {
 
     /// From here on the borrower gets a head of that length and the body behind it.
     pub fn lend(&mut self, head: usize, body: BodyFraming) {
+        self.unanswered = true;
         self.lent = match body {
             BodyFraming::Length(body) => Lent::Length(head as u64 + body),
             BodyFraming::Chunked => Lent::Chunked { head, body: Chunked::request() },
@@ -219,6 +229,17 @@ impl Conn {
         }
     }
 
+    /// Sends what is held back.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.held.is_empty() {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.held))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => self.held.advance(sent),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_more(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         self.ahead.reserve(room);
         let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.ahead))?;
@@ -241,6 +262,10 @@ impl AsyncRead for Conn {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.held.is_empty() {
+            // The borrower has nothing more to write now. Whether it can be sent does not matter here.
+            let _ = this.poll_held(cx)?;
+        }
         // Past the end of the exchange only the end of the stream is of interest.
         while this.is_at_end() {
             if this.ended {
@@ -269,27 +294,55 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_held(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_held(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+        let this = self.get_mut();
+        if std::mem::take(&mut this.unanswered)
+            && let [head] = bytes
+            && (1..=HELD_MAX).contains(&head.len())
+        {
+            this.held = Bytes::copy_from_slice(head);
+            return Poll::Ready(Ok(head.len()));
+        }
+        if this.held.is_empty() {
+            return match bytes {
+                [one] => Pin::new(&mut this.io).poll_write(cx, one),
+                several => Pin::new(&mut this.io).poll_write_vectored(cx, several),
+            };
+        }
+        if let [first, ..] = bytes {
+            let both = [io::IoSlice::new(&this.held), io::IoSlice::new(first)];
+            let sent = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, &both))?;
+            let of_held = sent.min(this.held.len());
+            this.held.advance(of_held);
+            if sent > of_held {
+                return Poll::Ready(Ok(sent - of_held));
+            }
+        }
+        ready!(this.poll_held(cx))?;
+        Pin::new(&mut this.io).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -341,3 +394,56 @@ impl GetSocketDigest for Conn {
 }
 
 impl Peek for Conn {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::front::limits::Limits;
+
+    async fn pair() -> (Conn, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, peer) = listener.accept().await.unwrap();
+        let permit = Limits::new(9, 9).take(peer.ip()).unwrap();
+        (Conn::new(FromClient::Plain(near), peer, permit), far)
+    }
+
+    fn has_nothing(far: &TcpStream) -> bool {
+        use nix::sys::socket::{MsgFlags, recv};
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(far.as_raw_fd(), &mut [0], flags) == Err(nix::errno::Errno::EAGAIN)
+    }
+
+    #[tokio::test]
+    async fn a_head_leaves_with_what_follows_it() {
+        let head = b"HTTP/1.1 200 OK\r\n\r\n";
+        let (mut conn, mut far) = pair().await;
+        let mut got = [0; 23];
+        for round in 0..3 {
+            conn.lend(0, BodyFraming::Length(0));
+            conn.write_all(head).await.unwrap();
+            assert!(has_nothing(&far));
+            match round {
+                0 => conn.write_all(b"body").await.unwrap(),
+                1 => conn.flush().await.unwrap(),
+                _ => {
+                    let mut nothing = [0];
+                    let read = conn.read(&mut nothing);
+                    assert!(tokio::time::timeout(std::time::Duration::ZERO, read).await.is_err());
+                }
+            }
+            let expected: &[u8] = if round == 0 { b"HTTP/1.1 200 OK\r\n\r\nbody" } else { head };
+            let got = &mut got[..expected.len()];
+            far.read_exact(got).await.unwrap();
+            assert_eq!(got, expected);
+        }
+        conn.lend(0, BodyFraming::Length(0));
+        conn.write_all(head).await.unwrap();
+        AsyncWriteExt::shutdown(&mut conn).await.unwrap();
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, head);
+    }
+}

@@ -34,7 +34,8 @@ pub struct Parsed<'a> {
 pub fn length(bytes: &[u8], max: usize) -> Result<Option<usize>, Refusal> {
     let looked_at = bytes.get(..max).unwrap_or(bytes);
     let mut at = 0;
-    while let Some(found) = looked_at.get(at..).and_then(|rest| rest.iter().position(is_special)) {
+    let special = |rest| memchr::memchr3(b'\r', b'\n', 0, rest);
+    while let Some(found) = looked_at.get(at..).and_then(special) {
         let here = at + found;
         match (looked_at.get(here), looked_at.get(here + 1), looked_at.get(here + 2)) {
             (Some(b'\r'), Some(b'\n'), next) => {
@@ -56,10 +57,6 @@ pub fn length(bytes: &[u8], max: usize) -> Result<Option<usize>, Refusal> {
         }
     }
     if bytes.len() >= max { Err(Refusal::HeadTooLarge) } else { Ok(None) }
-}
-
-fn is_special(byte: &u8) -> bool {
-    matches!(byte, b'\r' | b'\n' | 0)
 }
 
 fn bad(why: &'static str) -> Refusal {

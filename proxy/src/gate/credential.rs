@@ -56,24 +56,44 @@ pub fn presented<'a>(head: &Head<'a>) -> Result<Presented<'a>, CredentialError> 
     })
 }
 
-/// True when the `Authorization` header carried a token of ours.
+/// True when the `Authorization` header carried a token of ours, well-formed or not.
 pub fn is_bearer(value: &[u8]) -> bool {
-    matches!(bearer(value), Ok(Some(_)) | Err(_))
+    !matches!(after_bearer(value), Ok(None))
+}
+
+/// What follows the scheme, if that is `Bearer`.
+fn after_bearer(value: &[u8]) -> Result<Option<&str>, CredentialError> {
+    let value = std::str::from_utf8(value).map_err(|_| CredentialError::MalformedAuthorization)?;
+    let value = value.trim_matches([' ', '\t']);
+    let (scheme, token) = match value.as_bytes().iter().position(|byte| b" \t".contains(byte)) {
+        Some(space) => value.split_at(space),
+        None => (value, ""),
+    };
+    let ours = scheme.eq_ignore_ascii_case("bearer");
+    Ok(ours.then(|| token.trim_start_matches([' ', '\t'])))
 }
 
 fn bearer(value: &[u8]) -> Result<Option<&str>, CredentialError> {
-    let Ok(value) = std::str::from_utf8(value) else {
-        return Err(CredentialError::MalformedAuthorization);
-    };
-    let value = value.trim_matches([' ', '\t']);
-    let (scheme, token) = value.split_once([' ', '\t']).unwrap_or((value, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(None);
+    match after_bearer(value)? {
+        Some(token) if !is_token(token.as_bytes()) => Err(CredentialError::MalformedAuthorization),
+        token => Ok(token),
     }
-    let token = token.trim_start_matches([' ', '\t']);
-    let well_formed = !token.is_empty()
-        && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b));
-    if well_formed { Ok(Some(token)) } else { Err(CredentialError::MalformedAuthorization) }
+}
+
+/// The alphabet of tokens (`token68`, RFC 9110, section 11.2). Every byte is looked at, without an
+/// early end: so many are looked at at once, and tokens are long.
+fn is_token(text: &[u8]) -> bool {
+    let good = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            | (byte == b'-')
+            | (byte == b'.')
+            | (byte == b'_')
+            | (byte == b'~')
+            | (byte == b'+')
+            | (byte == b'/')
+            | (byte == b'=')
+    };
+    !text.is_empty() && text.iter().fold(true, |all, &byte| all & good(byte))
 }
 
 /// All pairs of all `Cookie` fields (HTTP/2 may split them; RFC 9113, section 8.2.3), unparsed.
@@ -102,9 +122,7 @@ pub fn cookie<'a>(head: &Head<'a>, wanted: &str) -> Result<Option<&'a str>, Cred
         if found.is_some() {
             return Err(CredentialError::DoubledCookie);
         }
-        let plain = !value.is_empty()
-            && value.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(b));
-        let text = std::str::from_utf8(value).ok().filter(|_| plain);
+        let text = std::str::from_utf8(value).ok().filter(|_| is_token(value));
         found = Some(text.ok_or(CredentialError::MalformedCookie)?);
     }
     Ok(found)

@@ -40,7 +40,9 @@ impl Plain {
         }
         let mut close = false;
         for field in head.fields {
-            if !field.value.iter().all(|&byte| matches!(byte, b' '..=b'~' | b'\t')) {
+            // Without an early end, many bytes are looked at at once.
+            let plain = |byte: u8| (b' '..=b'~').contains(&byte) | (byte == b'\t');
+            if !field.value.iter().fold(true, |all, &byte| all & plain(byte)) {
                 return None;
             }
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
