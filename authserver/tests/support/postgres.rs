@@ -49,14 +49,7 @@ impl Postgres {
         let folder = tempfile::Builder::new().prefix("dormouse-pg-").tempdir().unwrap().keep();
         let data = folder.join("data");
         let user = unprivileged(&folder);
-        let made = as_user(user.as_deref(), &programs.join("initdb"))
-            .args(["--auth=trust", "--username=dormouse", "--no-sync", "--encoding=UTF8"])
-            .args(["--locale=C", "-D"])
-            .arg(&data)
-            .current_dir(&folder)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        initialise(&programs, &data, user.as_deref());
         // What is tested is us and not the disk: nothing is flushed.
         let settings = "listen_addresses = ''\nfsync = off\nmax_connections = 300\n\
                         shared_buffers = 32MB\n";
@@ -89,6 +82,38 @@ impl Postgres {
         guard.stdout.take().unwrap().read_exact(&mut [0; 8]).unwrap();
         wait_until_ready(&folder);
         Some(Self { sockets: folder, _guard: guard })
+    }
+}
+
+/// Fills a new data folder: with a copy of what `initdb` once made, because it takes seconds to make,
+/// and each test may be a process of its own.
+fn initialise(programs: &Path, data: &Path, user: Option<&str>) {
+    let copy = |from: &Path, to: &Path| {
+        Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .output()
+            .is_ok_and(|done| done.status.success())
+    };
+    let version = Command::new(programs.join("postgres")).arg("--version").output().unwrap();
+    let version =
+        String::from_utf8_lossy(&version.stdout).replace(|c: char| !c.is_alphanumeric(), "-");
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(version);
+    if kept.exists() && copy(&kept, data) {
+        return;
+    }
+    let made = as_user(user, &programs.join("initdb"))
+        .args(["--auth=trust", "--username=dormouse", "--no-sync", "--encoding=UTF8"])
+        .args(["--locale=C", "--wal-segsize=1", "-D"])
+        .arg(data)
+        .current_dir(data.parent().unwrap())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+    // Several do this at once: whoever is last to rename finds a whole one there, and leaves it.
+    let ours = kept.with_extension(std::process::id().to_string());
+    if !copy(data, &ours) || fs::rename(&ours, &kept).is_err() {
+        let _ = fs::remove_dir_all(&ours);
     }
 }
 
