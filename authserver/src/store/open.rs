@@ -236,4 +236,49 @@ mod tests {
             task.await.unwrap().unwrap();
         }
     }
+
+    /// A server that is upgraded keeps what its predecessor wrote.
+    #[tokio::test]
+    async fn tokens_outlive_a_change_of_their_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authserver.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let before = SQLITE.iter().filter(|migration| migration.version < 60).cloned();
+        let before = Migrator::with_migrations(before.collect());
+        before.run_direct(None, &mut connection, false).await.unwrap();
+        connection
+            .execute(
+                "INSERT INTO people (id, name, created_at) VALUES ('p', 'alice', 1);
+                 INSERT INTO clients (id, kind) VALUES ('c', 'public');
+                 INSERT INTO sessions (id, secret_digest, person_id, method, created_at, used_at, expires_at)
+                 VALUES ('s', x'00', 'p', 'pwd', 1, 1, 9);
+                 INSERT INTO grants (id, session_id, client_id, scope, created_at)
+                 VALUES ('g', 's', 'c', 'openid', 1);
+                 INSERT INTO access_tokens (jti, grant_id, expires_at, revoked_at)
+                 VALUES ('a', 'g', 8, NULL), ('b', 'g', 9, 3)",
+            )
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+
+        let (pool, _) = pool(&path.into()).await.unwrap();
+        let rows: Vec<(String, String, i64, Option<i64>)> = sqlx::query_as(
+            "SELECT jti, grant_id, expires_at, revoked_at FROM access_tokens ORDER BY jti",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        let row = |jti: &str, end, revoked| (jti.to_owned(), "g".to_owned(), end, revoked);
+        assert_eq!(rows, [row("a", 8, None), row("b", 9, Some(3))]);
+        // What is withdrawn is told of as before, and what a grant gave goes with it.
+        let run = async |sql: &'static str| sqlx::query(sql).execute(&pool).await.unwrap();
+        let count = async |sql: &'static str| -> i64 {
+            sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap()
+        };
+        run("UPDATE access_tokens SET revoked_at = 5 WHERE jti = 'a'").await;
+        assert_eq!(count("SELECT count(*) FROM revocations WHERE id = 'a'").await, 1);
+        run("DELETE FROM grants").await;
+        assert_eq!(count("SELECT count(*) FROM access_tokens").await, 0);
+    }
 }

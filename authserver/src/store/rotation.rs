@@ -10,7 +10,7 @@
 
 mod statements;
 
-use std::{collections::HashSet, fmt::Write, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
@@ -18,8 +18,10 @@ use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
-use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOUCH};
-use super::{RedeemError, Redeemed, Store, StoreError, list, seconds, sessions::SessionRow};
+use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOUCH, WRITE_ALL};
+use super::{
+    Dialect, RedeemError, Redeemed, Store, StoreError, list, seconds, sessions::SessionRow,
+};
 use crate::secret::{Secret, digest};
 
 /// How long after its first use a token may come again, in seconds: from another tab, or because
@@ -115,15 +117,28 @@ impl Store {
                 }
             }
         }
-        // Of several that rotate one token at once one writes; the others find it done.
-        for statement in [MARK, SUCCEED] {
-            self.write_rows(&mut tx, &rotated, statement).await?;
-        }
-        self.write_rows(&mut tx, &touched, TOUCH).await?;
-        for statement in END_FAMILIES {
-            self.write_rows(&mut tx, &reused, statement).await?;
-        }
-        if self.write_rows(&mut tx, &recorded, RECORD).await? == recorded.len() as u64 {
+        let written = match self.dialect {
+            Dialect::Sqlite => {
+                let all = sqlx::query_scalar(WRITE_ALL.as_str());
+                let all = [&rotated, &touched, &reused, &recorded]
+                    .into_iter()
+                    .try_fold(all, |all, rows| Ok::<_, StoreError>(all.bind(to_json(rows)?)))?;
+                let counts: Vec<i64> = all.fetch_all(&mut *tx).await?;
+                counts.iter().map(|count| count.unsigned_abs()).sum()
+            }
+            Dialect::Postgres => {
+                // Of several that rotate one token at once one writes; the others find it done.
+                for statement in [MARK, SUCCEED] {
+                    write_rows(&mut tx, &rotated, statement).await?;
+                }
+                write_rows(&mut tx, &touched, TOUCH).await?;
+                for statement in END_FAMILIES {
+                    write_rows(&mut tx, &reused, statement).await?;
+                }
+                write_rows(&mut tx, &recorded, RECORD).await?
+            }
+        };
+        if written == recorded.len() as u64 {
             tx.commit().await?;
         } else {
             // A grant was withdrawn since it was read, which takes several writers. Nobody else's
@@ -193,23 +208,19 @@ impl Store {
         }
         Ok(verdicts)
     }
+}
 
-    /// How many rows the statement touched; nothing is run for nothing.
-    async fn write_rows(
-        &self,
-        tx: &mut Transaction<'static, Any>,
-        rows: &[Fields<'_>],
-        statement: Statement,
-    ) -> Result<u64, StoreError> {
-        if rows.is_empty() {
-            return Ok(0);
-        }
-        let done = sqlx::query(statement.pick(self.dialect))
-            .bind(to_json(rows)?)
-            .execute(&mut **tx)
-            .await?;
-        Ok(done.rows_affected())
+/// How many rows the statement touched, in PostgreSQL; nothing is run for nothing.
+async fn write_rows(
+    tx: &mut Transaction<'static, Any>,
+    rows: &[Fields<'_>],
+    statement: Statement,
+) -> Result<u64, StoreError> {
+    if rows.is_empty() {
+        return Ok(0);
     }
+    let sql = statement.pick(Dialect::Postgres);
+    Ok(sqlx::query(sql).bind(to_json(rows)?).execute(&mut **tx).await?.rows_affected())
 }
 
 /// One row of what the statements work on; each looks at some of the fields.
@@ -290,10 +301,8 @@ impl Row {
 
 /// As the statements read it.
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    halves.filter_map(|half| char::from_digit(half.into(), 16)).collect()
 }
 
 #[cfg(test)]

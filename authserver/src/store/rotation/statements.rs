@@ -1,5 +1,7 @@
 //! The statements of an exchange. Each works on the rows of a JSON array, its only parameter.
 
+use std::sync::LazyLock;
+
 use crate::store::Dialect;
 
 /// The two SQLs differ in how they read JSON and bytes.
@@ -14,6 +16,22 @@ impl Statement {
         dialect.pick(self.sqlite, self.postgres)
     }
 }
+
+/// All that an exchange writes, for SQLite: each statement that is sent to a connection's thread
+/// costs two changes of threads. Parameters: what rotates, is touched, ends, and is recorded. Answers
+/// how many access tokens were recorded.
+pub(super) static WRITE_ALL: LazyLock<String> = LazyLock::new(|| {
+    let [end_grants, end_tokens] = END_FAMILIES;
+    let parts =
+        [(MARK, 1), (SUCCEED, 1), (TOUCH, 2), (end_grants, 3), (end_tokens, 3), (RECORD, 4)];
+    let mut all = String::new();
+    for (statement, parameter) in parts {
+        all += &statement.sqlite.replace("$1", &format!("${parameter}"));
+        all += "; ";
+    }
+    // Of the last statement that wrote.
+    all + "SELECT CAST(changes() AS BIGINT)"
+});
 
 /// Of `n` and `token`: what is known of each token that there is.
 pub(super) const READ: Statement = Statement {
