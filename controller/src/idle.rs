@@ -21,7 +21,7 @@ use runtime::{
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::{Shared, Stores, gather::Gateway, workload::announce};
+use crate::{Shared, Stores, gather::Gateway, status::announce};
 
 /// How old an answer may be, in gathering intervals, before its gateway counts as silent.
 const STALE_INTERVALS: u32 = 3;

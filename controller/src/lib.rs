@@ -11,6 +11,7 @@ mod manifest;
 mod metrics;
 mod phase;
 mod project;
+mod status;
 mod workload;
 
 use std::{sync::Arc, time::Duration};
