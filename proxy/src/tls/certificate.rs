@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer,
     pem::{Error as PemError, PemObject},
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Somebody has to see to a certificate this long before its end at the latest...
+const ENDS_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+/// ...or when this part of the lifetime is left, for those that are renewed often.
+const ENDS_SOON_PART: i32 = 6;
 
 /// Where a certificate comes from; between two that are equally good the earlier source wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +98,13 @@ impl Certificate {
 
     pub fn is_current(&self, now: Timestamp) -> bool {
         self.not_before <= now && now < self.not_after
+    }
+
+    /// From when on nobody may rely on whoever renews it.
+    pub fn ends_soon_at(&self) -> Timestamp {
+        let life = self.not_after.duration_since(self.not_before);
+        let before = ENDS_SOON.min(life / ENDS_SOON_PART);
+        self.not_after.saturating_sub(before).unwrap_or(self.not_before)
     }
 
     /// Whether clients accept it for that host, which is lower case (RFC 6125: a wildcard stands

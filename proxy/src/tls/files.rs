@@ -2,7 +2,7 @@
 //! nothing but what is reported.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
@@ -117,7 +117,8 @@ impl Files {
                 self.directory_fault = None;
                 entries.extend(found.into_iter().flatten());
                 let before = self.known.len();
-                self.known.retain(|path, _| entries.iter().any(|entry| entry.chain == *path));
+                let there: HashSet<_> = entries.iter().map(|entry| &entry.chain).collect();
+                self.known.retain(|path, _| there.contains(path));
                 scan.changed |= self.known.len() != before;
             }
             // What was there stays in use.
@@ -130,10 +131,8 @@ impl Files {
         // In the order in which they are listed, then by name; also those of a folder that cannot
         // be listed now.
         let named = entries.iter().take(listed).map(|entry| &entry.chain);
-        let rest = self
-            .known
-            .keys()
-            .filter(|path| !self.listed.iter().any(|files| files.certificate_file == **path));
+        let first: HashSet<_> = self.listed.iter().map(|files| &files.certificate_file).collect();
+        let rest = self.known.keys().filter(|path| !first.contains(path));
         for known in named.chain(rest).filter_map(|path| self.known.get(path)) {
             scan.certificates.extend(known.certificate.clone());
             scan.faults.extend(known.fault.clone());

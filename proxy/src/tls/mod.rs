@@ -8,7 +8,12 @@ mod profile;
 mod report;
 mod store;
 
-use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use domain::{
@@ -142,6 +147,7 @@ pub async fn start(
                 routes,
                 store: store.clone(),
                 report: report.clone(),
+                with_secrets: elsewhere.is_some(),
             };
             let acme = Acme::new(acme, parts)?;
             acme.look().await;
@@ -242,10 +248,12 @@ async fn follow_pairs(
     loop {
         let all = pairs.borrow_and_update().clone();
         if all.synced {
-            let mut next = Vec::new();
+            let mut next = Vec::with_capacity(all.pairs.len());
+            let by_name: HashMap<_, _> =
+                known.iter().map(|one| (one.0.name.clone(), one)).collect();
             let (mut loaded, mut broken) = (0, 0);
             for pair in &all.pairs {
-                let before = known.iter().find(|(known, ..)| known.name == pair.name);
+                let before = by_name.get(&pair.name).copied();
                 if let Some(same) = before.filter(|(known, ..)| known == pair) {
                     next.push(same.clone());
                     continue;
@@ -265,6 +273,7 @@ async fn follow_pairs(
                 };
                 next.push((pair.clone(), certificate, fault));
             }
+            drop(by_name);
             known = next;
             report.loaded(Source::Secrets, loaded, broken);
             let faults: Vec<_> = known.iter().filter_map(|(.., fault)| fault.clone()).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use runtime::health::Health;
@@ -14,10 +14,6 @@ use super::{
 
 /// Certificates that are named in metrics, at most.
 const NAMED_MAX: usize = 200;
-/// People are warned this long before the end at the latest...
-const WARN_BEFORE: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// ...or when this part of the lifetime is left, for those that are renewed often.
-const WARN_PART: i32 = 6;
 
 pub struct Report {
     health: Health,
@@ -155,15 +151,13 @@ impl Report {
 }
 
 fn ending_soon(certificate: &Certificate, now: Timestamp) -> Option<String> {
-    let lifetime = certificate.not_after.duration_since(certificate.not_before);
-    let warn_before = WARN_BEFORE.min(lifetime / WARN_PART);
     let left = certificate.not_after.duration_since(now);
     let name = &certificate.name;
     if left.is_zero() || left.is_negative() {
         Some(format!("{name} expired at {}", certificate.not_after))
     } else if now < certificate.not_before {
         Some(format!("{name} is not good before {}", certificate.not_before))
-    } else if left < warn_before {
+    } else if now > certificate.ends_soon_at() {
         Some(format!("{name} expires at {}", certificate.not_after))
     } else {
         None
@@ -172,6 +166,8 @@ fn ending_soon(certificate: &Certificate, now: Timestamp) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::{super::certificate::tests::certificate, *};
 
     const DAY: i64 = 24 * 3600;

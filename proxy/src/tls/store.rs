@@ -55,6 +55,11 @@ impl Store {
         self.publish(&sources, now);
     }
 
+    /// Whether anything was said of that source, be it that there is none.
+    pub fn is_set(&self, source: Source) -> bool {
+        self.inner.sources.lock().contains_key(&source)
+    }
+
     /// Chooses anew, since some may have expired or become good by the clock alone.
     pub fn refresh(&self, now: Timestamp) {
         self.publish(&self.inner.sources.lock(), now);

@@ -1,12 +1,9 @@
-//! Certificates ordered by ACME, from Pebble: the strict server that the makers of Let's Encrypt
-//! test clients with. It refuses a part of the good nonces, connects back for each challenge, and
-//! checks every signature and request. Without it (Debian's package `pebble`) these are skipped.
+//! Certificates ordered by ACME: from Pebble, and from an authority that wants patience.
 
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -14,137 +11,26 @@ use std::{
     time::Duration,
 };
 
+use domain::certificate::{Pair, Pairs};
 use proxy::{
     Certificates, Tls,
     tls_config::{AcmeConfig, Challenge, OnDemand, TlsConfig},
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+};
 
 use crate::{
+    pebble::{Pebble, is_there},
     pki::Authority,
     upstream,
     world::{HOST, World},
 };
 
-/// Both programs, ended when dropped.
-struct Pebble {
-    _processes: [Killed; 2],
-    folder: tempfile::TempDir,
-    directory: String,
-    management: String,
-    http: reqwest::Client,
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Whether the programs are there; says so when not.
-fn is_there() -> bool {
-    let there = Command::new("pebble-challtestsrv")
-        .arg("-h")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
-    if !there {
-        eprintln!("skipped: pebble is not installed");
-    }
-    there
-}
-
-impl Pebble {
-    /// Validates on those ports, and issues certificates that are good for so many seconds.
-    async fn start(http_port: u16, tls_port: u16, seconds: u64) -> Self {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let folder = tempfile::tempdir().unwrap();
-        let authority = Authority::new();
-        fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
-        let (certificate, key) = authority.issue(&["localhost"]).write(folder.path(), "pebble");
-        let (listen, management, dns, control) =
-            (free_port(), free_port(), free_port(), free_port());
-        let config = json!({"pebble": {
-            "listenAddress": format!("127.0.0.1:{listen}"),
-            "managementListenAddress": format!("127.0.0.1:{management}"),
-            "certificate": certificate,
-            "privateKey": key,
-            "httpPort": http_port,
-            "tlsPort": tls_port,
-            "domainBlocklist": ["refused.example.test"],
-            "certificateValidityPeriod": seconds,
-        }});
-        fs::write(folder.path().join("pebble.json"), config.to_string()).unwrap();
-        let log = || Stdio::from(fs::File::create(folder.path().join("log")).unwrap());
-        let names = Command::new("pebble-challtestsrv")
-            .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-            .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
-            .args(["-dns01", &format!("127.0.0.1:{dns}")])
-            .args(["-management", &format!("127.0.0.1:{control}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let pebble = Command::new("pebble")
-            .args(["-strict", "-dnsserver", &format!("127.0.0.1:{dns}"), "-config"])
-            .arg(folder.path().join("pebble.json"))
-            .env("PEBBLE_VA_NOSLEEP", "1")
-            .env("PEBBLE_WFE_NONCEREJECT", "5")
-            .env("PEBBLE_AUTHZREUSE", "0")
-            .stdout(log())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let http = runtime::http::client(Some(&folder.path().join("ca.pem"))).unwrap();
-        let pebble = Self {
-            _processes: [Killed(names), Killed(pebble)],
-            directory: format!("https://localhost:{listen}/dir"),
-            management: format!("https://localhost:{management}"),
-            folder,
-            http,
-        };
-        until("pebble", async || pebble.http.get(&pebble.directory).send().await.is_ok()).await;
-        pebble
-    }
-
-    fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
-    }
-
-    /// The authority that its certificates lead to.
-    async fn root(&self) -> CertificateDer<'static> {
-        let answer = self.http.get(format!("{}/roots/0", self.management)).send().await.unwrap();
-        let pem = answer.text().await.unwrap();
-        rustls_pki_types::pem::PemObject::from_pem_slice(pem.as_bytes()).unwrap()
-    }
-
-    fn acme(&self, store: &Path) -> AcmeConfig {
-        AcmeConfig {
-            directory_url: self.directory.clone(),
-            terms_of_service_agreed: true,
-            store: store.to_owned(),
-            contacts: vec!["mailto:ops@example.test".to_owned()],
-            ca_file: Some(self.ca_file()),
-            challenge: None,
-            names: Vec::new(),
-            on_demand: OnDemand::Off,
-            on_demand_per_hour: 10,
-            external_account: None,
-        }
-    }
-}
-
-async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !reached().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -284,7 +170,8 @@ async fn one_name_that_fails_is_told_and_keeps_no_other_back() {
     let world = world(&pebble, acme, ports).await;
     let failed = async || {
         let failures = attempts(store.path())["failures"].as_object().unwrap().len();
-        failures == 3
+        // What is told follows what is written.
+        failures == 3 && warning(&world).is_some_and(|why| why.contains("refused.example.test"))
     };
     until("an account", async || store.path().join("attempts.json").exists()).await;
     until("three failures", failed).await;
@@ -300,16 +187,28 @@ async fn one_name_that_fails_is_told_and_keeps_no_other_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_share_a_store_and_one_of_them_orders() {
-    if !is_there() {
-        return;
+    if is_there() {
+        two_replicas(Challenge::Http01).await;
     }
-    let (ports, addresses) = Ports::open();
-    let (other_ports, other_addresses) = Ports::open();
-    // The authority asks one of them, and the other one may be the one that orders.
-    let pebble = Pebble::start(other_addresses[1].port(), addresses[0].port(), 3600).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_share_what_is_asked_over_tls_as_well() {
+    if is_there() {
+        two_replicas(Challenge::TlsAlpn01).await;
+    }
+}
+
+/// The authority asks one of them, and the other one orders.
+async fn two_replicas(challenge: Challenge) {
+    let (ports, _) = Ports::open();
+    let (other_ports, asked) = Ports::open();
+    let pebble = Pebble::start(asked[1].port(), asked[0].port(), 3600).await;
     let store = tempfile::tempdir().unwrap();
-    let one = world(&pebble, pebble.acme(store.path()), ports).await;
-    let other = world(&pebble, pebble.acme(store.path()), other_ports).await;
+    let acme = AcmeConfig { challenge: Some(challenge), ..pebble.acme(store.path()) };
+    // It holds no lock, and so the first is the one that orders.
+    let one = world(&pebble, acme.clone(), ports).await;
+    let other = world(&pebble, acme, other_ports).await;
     for replica in [&one, &other] {
         let host = "auth.example.test";
         until(host, async || is_trusted(replica, host).await).await;
@@ -321,6 +220,57 @@ async fn two_replicas_share_a_store_and_one_of_them_orders() {
     };
     let (first, second): (f64, f64) = (orders(&one), orders(&other));
     assert!(first == 0.0 || second == 0.0, "{first} {second}");
+    assert!(first + second >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_ordered_that_a_secret_turns_out_to_cover() {
+    let (folder, directory, _) = busy_authority().await;
+    let store = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let acme = AcmeConfig {
+        names: ["a", "b"].map(|name| format!("{name}.example.test")).into(),
+        ..busy(directory, folder.path(), store.path())
+    };
+    let (secrets, elsewhere) = watch::channel(Arc::new(Pairs::default()));
+    let config = TlsConfig {
+        look_every: Duration::from_millis(10),
+        acme: Some(acme),
+        ..TlsConfig::default()
+    };
+    let certificates =
+        Certificates::Managed { config: Box::new(config), elsewhere: Some(elsewhere) };
+    let (ports, _) = Ports::open();
+    let tls = Tls { certificates, redirect: ports.redirect };
+    let world = World::with_tls_at(ports.tls, tls, authority.der.clone(), |_| {}).await;
+    let listed = world.health.problems().iter().any(|(_, why)| why.contains("not been listed"));
+    assert!(listed, "{:?}", world.health.problems());
+    let issued = authority.issue(&["a.example.test", "auth.example.test"]);
+    let pair = Pair {
+        name: "dormouse/a".to_owned(),
+        chain: issued.chain.into_bytes(),
+        key: issued.key.into_bytes(),
+    };
+    secrets.send_replace(Arc::new(Pairs { synced: true, pairs: vec![pair] }));
+    // Had it not waited, the first of the names would have been ordered first.
+    until("the order that is due", async || warning(&world).is_some()).await;
+    let tried = attempts(store.path())["failures"].as_object().unwrap().clone();
+    assert_eq!(tried.keys().collect::<Vec<_>>(), ["b.example.test"]);
+}
+
+fn busy(directory: String, folder: &Path, store: &Path) -> AcmeConfig {
+    AcmeConfig {
+        directory_url: directory,
+        terms_of_service_agreed: true,
+        store: store.to_owned(),
+        contacts: Vec::new(),
+        ca_file: Some(folder.join("ca.pem")),
+        challenge: None,
+        names: vec!["a.example.test".to_owned()],
+        on_demand: OnDemand::Off,
+        on_demand_per_hour: 10,
+        external_account: None,
+    }
 }
 
 /// An authority that refuses the first good nonce, and then always says that it is too much.
@@ -407,18 +357,7 @@ async fn busy_authority() -> (tempfile::TempDir, String, Arc<AtomicUsize>) {
 async fn a_rate_limit_is_kept_to_across_restarts() {
     let (folder, directory, orders) = busy_authority().await;
     let store = tempfile::tempdir().unwrap();
-    let acme = AcmeConfig {
-        directory_url: directory,
-        terms_of_service_agreed: true,
-        store: store.path().to_owned(),
-        contacts: Vec::new(),
-        ca_file: Some(folder.path().join("ca.pem")),
-        challenge: None,
-        names: vec!["a.example.test".to_owned()],
-        on_demand: OnDemand::Off,
-        on_demand_per_hour: 10,
-        external_account: None,
-    };
+    let acme = busy(directory, folder.path(), store.path());
     for _ in 0..2 {
         let (ports, _) = Ports::open();
         let config = TlsConfig {

@@ -1,13 +1,14 @@
 //! Answers to an authority that validates a name: HTTP-01 (RFC 8555, section 8.3) and TLS-ALPN-01
 //! (RFC 8737).
 
-use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use runtime::secret::{self, SecretError};
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
 use rustls_pki_types::PrivateKeyDer;
+use tokio::{task::spawn_blocking, time::sleep};
 
 /// The protocol by which an authority asks (RFC 8737, section 6.2).
 pub const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -15,6 +16,15 @@ pub const ACME_TLS: &[u8] = b"acme-tls/1";
 pub const HTTP_PATH: &str = "/.well-known/acme-challenge/";
 /// An answer is a token, a dot and a thumbprint.
 const ANSWER_MAX: u64 = 1024;
+/// Files of TLS-ALPN-01: a host and this. A token has no dot.
+const TLS_FILE: &str = ".tls-alpn-01";
+/// How often a replica looks for what another one is to be asked over TLS: a handshake cannot wait
+/// for a file.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// After which every replica knows what is to be answered over TLS.
+pub const KNOWN_AFTER: Duration = Duration::from_secs(1);
+/// Names that are validated at a time.
+const OTHERS_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ChallengeError {
@@ -42,8 +52,17 @@ struct Inner {
     http: ArcSwap<HashMap<String, String>>,
     /// Certificates by name.
     tls: ArcSwap<HashMap<String, Arc<CertifiedKey>>>,
+    /// The same for what another replica offers.
+    others: ArcSwap<HashMap<String, Others>>,
     /// Where answers are written as well, for the other replicas: an authority may ask any.
     folder: PathBuf,
+}
+
+/// What another replica offers for a name.
+#[derive(Debug, Clone)]
+struct Others {
+    digest: [u8; 32],
+    key: Arc<CertifiedKey>,
 }
 
 /// Answered until dropped.
@@ -62,7 +81,8 @@ enum What {
 
 impl Challenges {
     pub fn new(folder: PathBuf) -> Self {
-        let inner = Inner { http: ArcSwap::default(), tls: ArcSwap::default(), folder };
+        let (http, tls, others) = Default::default();
+        let inner = Inner { http, tls, others, folder };
         Self { inner: Arc::new(inner) }
     }
 
@@ -84,13 +104,8 @@ impl Challenges {
         digest: &[u8; 32],
         provider: &CryptoProvider,
     ) -> Result<Offered, ChallengeError> {
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
-        let key = KeyPair::generate()?;
-        let chain = vec![params.self_signed(&key)?.der().clone()];
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(ChallengeError::Key)?;
-        // Without rustls' comparison of key and certificate, which knows no extension of ACME's.
-        let key = Arc::new(CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?));
+        let key = certificate(name, digest, provider)?;
+        secret::write(&self.inner.tls_file(name), hex(digest).as_bytes())?;
         change(&self.inner.tls, |tls| {
             tls.insert(name.to_owned(), key.clone());
         });
@@ -112,12 +127,53 @@ impl Challenges {
         answer.filter(|answer| answer.starts_with(token))
     }
 
+    /// What is answered over TLS, of ours or of another replica's.
     pub fn certificate(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        self.inner.tls.load().get(&name.to_ascii_lowercase()).cloned()
+        let name = name.to_ascii_lowercase();
+        let ours = self.inner.tls.load().get(&name).cloned();
+        ours.or_else(|| self.inner.others.load().get(&name).map(|others| others.key.clone()))
+    }
+
+    /// Takes in what another replica is to be asked over TLS, until dropped.
+    pub async fn follow(&self, provider: &Arc<CryptoProvider>) {
+        loop {
+            let (this, provider) = (self.clone(), provider.clone());
+            if let Ok(Err(error)) = spawn_blocking(move || this.take_in(&provider)).await {
+                tracing::warn!(%error, "the answers of other replicas to ACME challenges cannot be read");
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Blocks.
+    fn take_in(&self, provider: &CryptoProvider) -> io::Result<()> {
+        let before = self.inner.others.load();
+        let mut now = HashMap::new();
+        for item in fs::read_dir(&self.inner.folder)? {
+            let path = item?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.and_then(|name| name.strip_suffix(TLS_FILE)) else { continue };
+            // One that is gone or only half there is seen the next time.
+            let Some(digest) = fs::read(&path).ok().and_then(|text| unhex(&text)) else { continue };
+            let made = match before.get(name) {
+                Some(others) if others.digest == digest => Ok(others.key.clone()),
+                _ => certificate(name, &digest, provider),
+            };
+            if let Ok(key) = made
+                && now.len() < OTHERS_MAX
+            {
+                now.insert(name.to_owned(), Others { digest, key });
+            }
+        }
+        if !(before.is_empty() && now.is_empty()) {
+            self.inner.others.store(Arc::new(now));
+        }
+        Ok(())
     }
 
     /// Removes what a process that died has left.
     pub fn clear_folder(&self) -> io::Result<()> {
+        self.inner.others.store(Arc::default());
         for item in fs::read_dir(&self.inner.folder)? {
             fs::remove_file(item?.path())?;
         }
@@ -127,20 +183,59 @@ impl Challenges {
 
 impl Drop for Offered {
     fn drop(&mut self) {
-        match &self.what {
+        let file = match &self.what {
             What::Http(token) => {
                 change(&self.inner.http, |http| {
                     http.remove(token);
                 });
-                if let Err(error) = fs::remove_file(self.inner.folder.join(token)) {
-                    tracing::warn!(%error, "the answer to an ACME challenge could not be removed");
-                }
+                self.inner.folder.join(token)
             }
-            What::Tls(name) => change(&self.inner.tls, |tls| {
-                tls.remove(name);
-            }),
+            What::Tls(name) => {
+                change(&self.inner.tls, |tls| {
+                    tls.remove(name);
+                });
+                self.inner.tls_file(name)
+            }
+        };
+        if let Err(error) = fs::remove_file(file) {
+            tracing::warn!(%error, "the answer to an ACME challenge could not be removed");
         }
     }
+}
+
+impl Inner {
+    /// `name` is a host name.
+    fn tls_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}{TLS_FILE}"))
+    }
+}
+
+/// What TLS-ALPN-01 shows (RFC 8737, section 3).
+fn certificate(
+    name: &str,
+    digest: &[u8; 32],
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, ChallengeError> {
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let key = KeyPair::generate()?;
+    let chain = vec![params.self_signed(&key)?.der().clone()];
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(ChallengeError::Key)?;
+    // Without rustls' comparison of key and certificate, which knows no extension of ACME's.
+    Ok(Arc::new(CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?)))
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &[u8]) -> Option<[u8; 32]> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 64)?;
+    let mut digest = [0; 32];
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(digest)
 }
 
 fn change<V: Clone>(
@@ -198,11 +293,45 @@ mod tests {
 
     #[test]
     fn the_certificate_of_tls_alpn_01_says_what_is_asked_and_no_more() {
-        let challenges = Challenges::new(PathBuf::new());
+        let folder = tempfile::tempdir().unwrap();
+        let challenges = Challenges::new(folder.path().to_owned());
         let provider = profile::provider();
         let offered = challenges.offer_tls("auth.example.org", &[7; 32], &provider).unwrap();
         assert!(challenges.certificate("other.example.org").is_none());
-        let key = challenges.certificate("Auth.example.org").unwrap();
+        shows(&challenges.certificate("Auth.example.org").unwrap(), 7);
+        drop(offered);
+        assert!(challenges.certificate("auth.example.org").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_one_replica_offers_over_tls_every_replica_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = profile::provider();
+        let [ours, others] = [(); 2].map(|()| Challenges::new(folder.path().to_owned()));
+        let of_others = |digest: Option<u8>| {
+            others.take_in(&provider).unwrap();
+            let key = others.certificate("auth.example.org");
+            assert_eq!(key.is_some(), digest.is_some());
+            key.inspect(|key| shows(key, digest.unwrap()))
+        };
+        of_others(None);
+        let offered = ours.offer_tls("auth.example.org", &[7; 32], &provider).unwrap();
+        let (first, again) = (of_others(Some(7)).unwrap(), of_others(Some(7)).unwrap());
+        assert!(Arc::ptr_eq(&first, &again), "made once");
+        // It is nothing that is told over HTTP.
+        assert_eq!(others.http_answer("auth.example.org.tls-alpn-01").await, None);
+        drop(offered);
+        of_others(None);
+        let offered = ours.offer_tls("auth.example.org", &[8; 32], &provider).unwrap();
+        of_others(Some(8));
+        drop(offered);
+        for half in [&b""[..], &[b'a'; 63], &[b'z'; 64]] {
+            fs::write(folder.path().join("auth.example.org.tls-alpn-01"), half).unwrap();
+            of_others(None);
+        }
+    }
+
+    fn shows(key: &CertifiedKey, digest: u8) {
         let (_, parsed) = X509Certificate::from_der(&key.cert[0]).unwrap();
         let names = parsed.subject_alternative_name().unwrap().unwrap();
         assert_eq!(names.value.general_names.len(), 1);
@@ -210,8 +339,6 @@ mod tests {
             parsed.extensions().iter().find(|e| e.oid.to_id_string() == "1.3.6.1.5.5.7.1.31");
         let identifier = identifier.unwrap();
         assert!(identifier.critical);
-        assert_eq!(identifier.value, [&[4, 32][..], &[7; 32]].concat());
-        drop(offered);
-        assert!(challenges.certificate("auth.example.org").is_none());
+        assert_eq!(identifier.value, [&[4, 32][..], &[digest; 32]].concat());
     }
 }

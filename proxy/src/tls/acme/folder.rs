@@ -4,6 +4,7 @@
 //! account-<hash of the directory's URL>.json   the account and its key
 //! certificates/<host>.pem                      key and chain in one file, so that they belong together
 //! challenges/<token>                           answers, while an authority validates
+//! challenges/<host>.tls-alpn-01                 the same, over TLS
 //! attempts.json                                failures and what was ordered
 //! lock                                         held by the replica that orders
 //! ```

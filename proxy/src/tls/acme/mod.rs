@@ -75,6 +75,8 @@ pub struct Acme {
     routes: watch::Receiver<Arc<RouteTable>>,
     store: Store,
     report: Arc<Report>,
+    /// Whether there are Secrets, which are listed by and by.
+    with_secrets: bool,
     lead: Option<Lead>,
     account: Option<Account>,
 }
@@ -114,6 +116,7 @@ pub struct Parts {
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub store: Store,
     pub report: Arc<Report>,
+    pub with_secrets: bool,
 }
 
 impl Acme {
@@ -143,7 +146,7 @@ impl Acme {
         };
         let folder = Folder::open(&config.store)?;
         let client = runtime::http::client(config.ca_file.as_deref().map(Path::new))?;
-        let Parts { names, look_every, provider, routes, store, report, .. } = parts;
+        let Parts { names, look_every, provider, routes, store, report, with_secrets, .. } = parts;
         let files = Files::new(Vec::new(), Some(folder.certificates()), provider.clone());
         Ok(Self {
             challenge,
@@ -158,6 +161,7 @@ impl Acme {
             routes,
             store,
             report,
+            with_secrets,
             lead: None,
             account: None,
             config,
@@ -170,7 +174,9 @@ impl Acme {
 
     /// Runs until it is dropped.
     pub async fn run(mut self) {
+        let mut certificates = self.store.changes();
         loop {
+            certificates.mark_unchanged();
             let wait = self.round().await.unwrap_or_else(|error| {
                 self.report.faults(Source::Acme, &[whole(&error)]);
                 self.look_every
@@ -184,9 +190,18 @@ impl Acme {
                     _ => std::future::pending().await,
                 }
             };
+            let others = async {
+                if self.lead.is_none() && self.challenge == Challenge::TlsAlpn01 {
+                    self.challenges.follow(&self.provider).await;
+                }
+                std::future::pending().await
+            };
             tokio::select! {
                 () = sleep(wait) => {}
                 () = routes => {}
+                // Somebody else's certificates came or went.
+                _ = certificates.changed() => {}
+                () = others => {}
             }
         }
     }
@@ -209,7 +224,8 @@ impl Acme {
         let mut attempts = self.folder.attempts()?;
         let wanted = self.wanted();
         let all = self.store.all();
-        let have = Have::new(&all, now);
+        let others_known = !self.with_secrets || self.store.is_set(Source::Secrets);
+        let have = Have::new(&all, now).others_known(others_known);
         // Before the routes are known, nobody can say what is not wanted.
         if self.config.on_demand == OnDemand::Off || self.routes.borrow().is_synced() {
             attempts.retain(&wanted, &have, now);

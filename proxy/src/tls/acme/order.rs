@@ -10,9 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use runtime::http::whole;
 use rustls::crypto::CryptoProvider;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::challenges::{ChallengeError, Challenges, Offered};
+use super::challenges::{ChallengeError, Challenges, KNOWN_AFTER, Offered};
 use crate::tls::{
     certificate::{Certificate, Unusable},
     config::Challenge,
@@ -153,6 +153,9 @@ async fn offer(
                 challenges.offer_tls(name, digest, provider)?
             }
         });
+        if challenge == Challenge::TlsAlpn01 {
+            sleep(KNOWN_AFTER).await;
+        }
         handle.set_ready().await?;
     }
     Ok(offered)

@@ -63,29 +63,39 @@ pub enum Next {
 /// The certificates there are, by the names they are for.
 pub struct Have<'a> {
     ours: HashMap<&'a str, &'a Certificate>,
-    /// Of other sources: for how long.
+    /// Of other sources: until when these can be relied on.
     others: HashMap<&'a str, Timestamp>,
+    /// Whether all of them are known.
+    others_known: bool,
 }
 
 impl<'a> Have<'a> {
     pub fn new(all: &'a [(Source, Arc<Certificate>)], now: Timestamp) -> Self {
-        let mut have = Self { ours: HashMap::new(), others: HashMap::new() };
+        let mut have = Self { ours: HashMap::new(), others: HashMap::new(), others_known: true };
         for (source, certificate) in all {
             if *source == Source::Acme {
                 if certificate.covers(&certificate.name) {
                     have.ours.insert(&certificate.name, certificate);
                 }
             } else if certificate.is_current(now) {
+                // Not to its last second: what is ordered then comes too late.
+                let ends = certificate.ends_soon_at();
                 for host in &certificate.hosts {
-                    let until = have.others.entry(host).or_insert(certificate.not_after);
-                    *until = certificate.not_after.max(*until);
+                    let until = have.others.entry(host).or_insert(ends);
+                    *until = ends.max(*until);
                 }
             }
         }
         have
     }
 
-    /// Until when somebody else's certificate is good for it.
+    /// Not all that others have is known yet: what is not ours already may be theirs.
+    pub fn others_known(mut self, known: bool) -> Self {
+        self.others_known = known;
+        self
+    }
+
+    /// Until when somebody else's certificate can be relied on for it.
     fn elsewhere(&self, name: &str) -> Option<Timestamp> {
         let exact = self.others.get(name);
         let wildcard =
@@ -127,6 +137,9 @@ pub fn next(wanted: &Wanted, have: &Have<'_>, attempts: &Attempts, now: Timestam
     for (on_demand, name) in configured.chain(on_demand) {
         let due = have.due(name);
         let is_new = !have.ours.contains_key(name.as_str());
+        if is_new && !have.others_known {
+            continue;
+        }
         let budget = if on_demand && is_new { budget } else { Some(now) };
         let Some(budget) = budget else { continue };
         let not_before = attempts.failures.get(name).map(|failure| failure.not_before);

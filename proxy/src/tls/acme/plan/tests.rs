@@ -58,11 +58,41 @@ fn what_another_source_has_is_not_ordered_before_that_ends() {
         order("a.b.test.org"),
         "a wildcard stands for one label"
     );
-    let now = at(90 * DAY);
+    // While there is still time: whoever should have renewed it has not.
+    let now = at(76 * DAY);
     assert_eq!(
         next(&wanted, &Have::new(&all, now), &Attempts::default(), now),
         order("auth.test.org")
     );
+}
+
+#[test]
+fn a_name_that_files_do_not_cover_any_more_is_ordered_at_once() {
+    let wanted = wanted(&["a.test"], &[]);
+    let year = (Source::Files, certificate("f", &["a.test"], 0, 365 * DAY));
+    let old = (Source::Acme, certificate("a.test", &["a.test"], 0, 90 * DAY));
+    let now = at(100 * DAY);
+    let next = |all: &[_]| next(&wanted, &Have::new(all, now), &Attempts::default(), now);
+    for all in [vec![year.clone()], vec![year, old.clone()]] {
+        assert_eq!(next(&all), Next::Wait(Some(at(351 * DAY))));
+    }
+    assert_eq!(next(&[]), order("a.test"));
+    assert_eq!(next(&[old]), order("a.test"));
+}
+
+#[test]
+fn nothing_new_is_ordered_before_it_is_known_what_others_have() {
+    let wanted = wanted(&["a.test", "b.test"], &["lab.test"]);
+    let all = [(Source::Acme, certificate("b.test", &["b.test"], 0, 90 * DAY))];
+    let now = at(80 * DAY);
+    let next = |known: bool| {
+        let have = Have::new(&all, now).others_known(known);
+        next(&wanted, &have, &Attempts::default(), now)
+    };
+    assert_eq!(next(false), order("b.test"), "renewals go on");
+    assert_eq!(next(true), order("a.test"));
+    let none = Have::new(&[], now).others_known(false);
+    assert_eq!(super::next(&wanted, &none, &Attempts::default(), now), Next::Wait(None));
 }
 
 #[test]
