@@ -5,7 +5,7 @@ use std::path::Path;
 use authserver::ClientConfig;
 use runtime::settings::{self, SettingsError};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 /// The file of `--clients`: the tables `[[clients]]`, as in the settings of `dormouse authserver`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -18,6 +18,10 @@ pub struct Clients {
 
 /// Reads the file while the command line is parsed, so that a mistake is told before anything starts.
 pub fn read(file: &str) -> Result<Clients, String> {
+    read_file(file)
+}
+
+pub(super) fn read_file<T: DeserializeOwned + JsonSchema>(file: &str) -> Result<T, String> {
     settings::load(Some(Path::new(file))).map_err(|error| match error {
         SettingsError::Read { source, .. } => format!("cannot read it: {source}"),
         mistake => mistake.to_string(),

@@ -3,13 +3,14 @@
 
 mod clients;
 mod cluster_side;
+mod overrides;
 mod people;
 mod place;
 mod ready;
 mod services;
 mod workloads;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -44,6 +45,9 @@ pub struct Options {
     /// A TOML file with [[clients]]: other programs that sign people in here
     #[arg(long, value_name = "FILE", value_parser = clients::read)]
     clients: Option<clients::Clients>,
+    /// A TOML file with [proxy.limits] and [authserver] access_token_lifetime, in place of the usual ones
+    #[arg(long, value_name = "FILE", value_parser = overrides::read)]
+    settings: Option<Arc<overrides::Overrides>>,
 }
 
 /// Below this a person who reads is taken for one who left.

@@ -156,6 +156,10 @@ pub async fn start(
         "client_secret_file": secret,
     }))?;
     config.clients = options.clients.clone().unwrap_or_default().clients;
+    let overrides = options.settings.clone().unwrap_or_default();
+    if let Some(lifetime) = overrides.authserver.access_token_lifetime {
+        config.access_token_lifetime = lifetime;
+    }
     let serving = authserver::serve(config, authserver_port, authserver.ctx.clone());
     services.add("authserver", authserver, serving, Router::new());
 
@@ -183,7 +187,7 @@ pub async fn start(
     let gate = begin("proxy", &audit, stop).await?;
     let gate_url = gate.admin_url.clone();
     let authserver_address = internal.trim_start_matches("http://");
-    let config = settings(json!({
+    let mut config: proxy::Config = settings(json!({
         "base_domain": base,
         "external_port": addresses.https.port(),
         "issuer": addresses.issuer,
@@ -196,6 +200,7 @@ pub async fn start(
             {"host": format!("portal.{base}"), "upstream": portal_address, "access": "signed-in"},
         ],
     }))?;
+    config.limits = overrides.proxy.limits.clone();
     let tls = DevAuthority::open(&place.folder("tls")?)?.server_config(base)?;
     let listener = https.into_std()?;
     let parts = service::proxy::Parts {
