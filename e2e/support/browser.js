@@ -19,8 +19,8 @@ export const needsBrowser = executablePath
 /** Nothing that talks to anybody but the pages opened. */
 const quiet = ['--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
-/** A browser that trusts the instance's authority. */
-export async function launchBrowser(instance) {
+/** A browser that trusts the instance's authority; `args` besides those that all have. */
+export async function launchBrowser(instance, args = []) {
   const home = temporaryFolder('browser');
   const store = path.join(home, '.pki', 'nssdb');
   mkdirSync(store, { recursive: true });
@@ -29,7 +29,7 @@ export async function launchBrowser(instance) {
   await certutil('-A', '-d', database, '-t', 'C,,', '-n', 'dormouse development', '-i', instance.ready.ca);
   return chromium.launch({
     executablePath,
-    args: [...quiet, '--disable-gpu', '--disable-quic', '--no-first-run'],
+    args: [...quiet, '--disable-gpu', '--disable-quic', '--no-first-run', ...args],
     env: { ...process.env, HOME: home },
   });
 }

@@ -94,7 +94,7 @@ test('a WebSocket stays open for a conversation, and ends with a Close frame', a
   assert.deepEqual(received, Array.from({ length: 200 }, (_, index) => String(index)));
 });
 
-test('a page of another origin cannot use the session', async () => {
+test('attack_9: a page of another origin cannot use the session', async () => {
   const { session } = await signIn(instance, 'alice', instance.url('echo'));
   const cookie = session.cookieHeader(instance.url('echo'));
   const own = new URL(instance.url('echo')).origin;
