@@ -110,6 +110,9 @@ pub struct Limits {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub body_stall: Duration,
+    /// Bytes per second that such a body must bring on average, `body_stall` at its beginning aside. Only
+    /// the time counts in which the client is waited for. 0: no limit.
+    pub body_bytes_per_second: u32,
     /// A request or answer body that does not move for this long is cut. WebSockets have no such limit.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -141,6 +144,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(75),
             body_stall: Duration::from_secs(120),
+            body_bytes_per_second: 500,
             stall_timeout: Duration::from_secs(3 * 3600),
             person: Share::default(),
             token: Share::default(),

@@ -3,6 +3,7 @@
 mod answer;
 mod keep_alive;
 mod peer;
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,12 +16,13 @@ use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
     protocols::http::v2::server::default_h2_options,
-    proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy},
+    proxy::{FailToProxy, ProxyHttp, Session, http_proxy},
     server::configuration::ServerConf,
     upstreams::peer::HttpPeer,
 };
 use tokio::time::Instant;
 
+use self::watch::Trail;
 use crate::{
     access_log,
     answer::Refusal,
@@ -28,6 +30,7 @@ use crate::{
     front::{
         chunked::Malformed,
         head::{FIELDS_MAX, NO_SUCH_EXPECTATION},
+        pace::{Pace, TooSlow},
     },
     gate::{
         Admitted, Gate, Verdict,
@@ -38,6 +41,8 @@ use crate::{
     },
     upstream::{CONNECT_PATIENCE, HANDSHAKES_MAX, Picked, Tried},
 };
+
+pub use self::watch::General;
 
 const POOL_SIZE: usize = 512;
 /// Tries of one request; time ends them earlier.
@@ -53,20 +58,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Engine {
     gate: Arc<Gate>,
-    stall_timeout: Duration,
-    body_stall: Duration,
+    limits: config::Limits,
 }
 
-pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<HttpProxy<Engine>> {
+pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<General> {
     let conf = Arc::new(ServerConf {
         upstream_keepalive_pool_size: POOL_SIZE,
         max_retries: TRIES_MAX,
         ..ServerConf::default()
     });
-    let mut proxy = http_proxy(
-        &conf,
-        Engine { gate, stall_timeout: limits.stall_timeout, body_stall: limits.body_stall },
-    );
+    let mut proxy = http_proxy(&conf, Engine { gate: gate.clone(), limits: limits.clone() });
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     proxy.server_options = Some(options);
@@ -76,7 +77,7 @@ pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<HttpProxy<Engine>> {
     // A fair start for uploads; the default of 64 KiB makes them slow over distance.
     h2.initial_window_size(1 << 20).initial_connection_window_size(4 << 20);
     proxy.h2_options = Some(h2);
-    Arc::new(proxy)
+    Arc::new(General::new(proxy, gate))
 }
 
 /// One exchange. Dropped at its end, and the activity guard with it.
@@ -92,6 +93,9 @@ pub struct Exchange {
     checked: Instant,
     /// Bytes of the request's body so far.
     body: u64,
+    /// How fast it comes, where the front cannot tell.
+    pace: Option<Pace>,
+    trail: Option<Trail>,
 }
 
 impl Exchange {
@@ -168,10 +172,16 @@ fn ends_here(name: &HeaderName, response: &ResponseHeader) -> bool {
     scrub::answer_ends_here(name.as_str(), &mut options)
 }
 
-/// Whether reading failed because of what the client sent, and not because it left.
-fn is_malformed(error: &Error) -> bool {
+/// Whether reading failed because of what the front found, and not because the client left.
+fn is_found<T: std::error::Error + 'static>(error: &Error) -> bool {
     let io = error.root_cause().downcast_ref::<std::io::Error>();
-    io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<Malformed>())
+    io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<T>())
+}
+
+fn host_of(request: &RequestHeader) -> &str {
+    let host = request.uri.authority().map(|authority| authority.as_str());
+    let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
+    host.unwrap_or_default()
 }
 
 fn is_head(session: &Session) -> bool {
@@ -192,7 +202,10 @@ impl Engine {
         {
             let borrowed = match Borrowed::of(session.req_header()) {
                 Ok(borrowed) => borrowed,
-                Err(refusal) => return Some(Verdict::Answer(refusal.answer(Audience::Client))),
+                Err(refusal) => {
+                    let answer = self.gate.over_tls(refusal.answer(Audience::Client));
+                    return Some(Verdict::Answer(answer));
+                }
             };
             let head = borrowed.head();
             ctx.audience = head.audience();
@@ -230,11 +243,13 @@ impl ProxyHttp for Engine {
             give_up_at: None,
             checked: Instant::now(),
             body: 0,
+            pace: None,
+            trail: None,
         }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
-        session.set_write_timeout(Some(self.stall_timeout));
+        session.set_write_timeout(Some(self.limits.stall_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         let verdict = self.admit(session, ctx).await.ok_or_else(|| {
             Error::explain(ErrorType::ConnectionClosed, "the client did not wait").into_down()
@@ -246,8 +261,12 @@ impl ProxyHttp for Engine {
                     session.set_write_timeout(Some(time));
                 } else if session.req_header().headers.contains_key(header::CONTENT_LENGTH) {
                     // Who says how much will come has it ready. Streams may be silent for long.
-                    session.set_read_timeout(Some(self.body_stall));
+                    session.set_read_timeout(Some(self.limits.body_stall));
+                    if session.is_http2() {
+                        ctx.pace = Pace::new(&self.limits);
+                    }
                 }
+                ctx.trail = Some(Trail::begin(&self.gate, session, &admitted, ctx.started));
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -271,7 +290,7 @@ impl ProxyHttp for Engine {
         let picked = self.gate.pick_after(admitted, &ctx.tried).await;
         let picked =
             picked.ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "gone meanwhile"))?;
-        let peer = peer::of(&picked, &self.gate.tls, self.stall_timeout);
+        let peer = peer::of(&picked, &self.gate.tls, self.limits.stall_timeout);
         let mut peer = peer.map_err(|error| {
             tracing::warn!(%error, "a workload cannot be reached over TLS");
             Error::explain(ErrorType::InvalidCert, "the workload's TLS settings are no good")
@@ -329,7 +348,12 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
-        ctx.body += body.as_ref().map_or(0, |part| part.len() as u64);
+        let length = body.as_ref().map_or(0, |part| part.len());
+        ctx.body += length as u64;
+        if let Some(pace) = ctx.pace.as_mut().filter(|_| !end) {
+            let heard = pace.heard(length, Instant::now());
+            heard.map_err(|slow| Error::because(TOO_SLOW, "the body", slow).into_down())?;
+        }
         let held = &admitted.held;
         if held.body_max.is_some_and(|most| ctx.body > most) {
             return Err(Error::explain(TOO_LARGE, "the body is too long").into_down());
@@ -347,6 +371,9 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        if let Some(trail) = &mut ctx.trail {
+            trail.status = response.status.as_u16();
+        }
         let mut sticky = None;
         if let Some(picked) = &mut ctx.picked {
             picked.answered(Instant::now());
@@ -388,10 +415,13 @@ impl ProxyHttp for Engine {
     fn response_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<bytes::Bytes>,
+        body: &mut Option<bytes::Bytes>,
         _end: bool,
         ctx: &mut Exchange,
     ) -> Result<Option<Duration>> {
+        if let Some(trail) = &mut ctx.trail {
+            trail.bytes += body.as_ref().map_or(0, |part| part.len() as u64);
+        }
         ctx.look(&self.gate).map(|()| None)
     }
 
@@ -459,8 +489,11 @@ impl ProxyHttp for Engine {
                 | ErrorType::ConnectError
                 | ErrorType::ConnectNoRoute,
             ) => None,
-            (ErrorSource::Downstream, ErrorType::ReadError) if is_malformed(e) => {
+            (ErrorSource::Downstream, ErrorType::ReadError) if is_found::<Malformed>(e) => {
                 Some(Refusal::BadRequest("The chunked body is malformed"))
+            }
+            (ErrorSource::Downstream, ErrorType::ReadError) if is_found::<TooSlow>(e) => {
+                Some(Refusal::BodyTooSlow)
             }
             (_, &TOO_LARGE) => {
                 let most = ctx.admitted.as_ref().and_then(|admitted| admitted.held.body_max);
@@ -488,7 +521,7 @@ impl ProxyHttp for Engine {
             (refusal, _) => {
                 let refusal = refusal.unwrap_or(Refusal::Unreachable);
                 self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-                refusal.answer(ctx.audience)
+                self.gate.over_tls(refusal.answer(ctx.audience))
             }
         };
         let status = answer.status;
@@ -503,14 +536,15 @@ impl ProxyHttp for Engine {
             admitted.held.answered(status);
         }
         self.gate.metrics.seconds.observe(ctx.started.elapsed().as_secs_f64());
+        if let Some(trail) = &mut ctx.trail {
+            trail.ended = true;
+        }
         let request = session.req_header();
-        let host = request.uri.authority().map(|authority| authority.as_str());
-        let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
         let path = String::from_utf8_lossy(request.raw_path());
         let line = access_log::Line {
             from: client(session).ip().to_canonical(),
             method: request.method.as_str(),
-            host: host.unwrap_or_default(),
+            host: host_of(request),
             path: path.split('?').next().unwrap_or_default(),
             status,
             bytes: session.body_bytes_sent() as u64,

@@ -23,10 +23,11 @@ use pingora::protocols::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_util::io::poll_read_buf;
 
-use super::{chunked::Chunked, head::BodyFraming, limits::Permit};
+use super::{chunked::Chunked, head::BodyFraming, limits::Permit, pace::Pace};
 use crate::io::FromClient;
 
 /// How much of a body is read at once.
@@ -52,6 +53,8 @@ pub struct Conn {
     /// Who asks: not always the peer, where a trusted hop says so of each request.
     client: SocketAddr,
     socket: Arc<SocketDigest>,
+    /// Of the body that the client is sending.
+    pub(super) pace: Option<Pace>,
     _permit: Permit,
 }
 
@@ -78,6 +81,7 @@ impl Conn {
             held: Bytes::new(),
             unanswered: false,
             client: peer,
+            pace: None,
             _permit: permit,
         }
     }
@@ -191,7 +195,8 @@ impl Conn {
                 return Poll::Ready(Ok(0));
             }
             into.reserve(left.min(READ));
-            return poll_read_buf(Pin::new(&mut self.io), cx, &mut into.limit(left.min(READ)));
+            let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut into.limit(left.min(READ)));
+            return self.paced(read);
         }
         let taken = self.ahead.len().min(left);
         into.extend_from_slice(self.ahead.get(..taken).unwrap_or_default());
@@ -240,6 +245,21 @@ impl Conn {
         Poll::Ready(Ok(()))
     }
 
+    /// Fails with [`super::pace::TooSlow`] when the client has been waited for too long by now.
+    fn paced(&mut self, read: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Some(pace) = &mut self.pace {
+            match &read {
+                Poll::Pending => pace.waits(Instant::now()),
+                Poll::Ready(Ok(bytes @ 1..)) => {
+                    let came = pace.came(*bytes, Instant::now());
+                    came.map_err(|slow| io::Error::new(io::ErrorKind::TimedOut, slow))?;
+                }
+                Poll::Ready(_) => {}
+            }
+        }
+        read
+    }
+
     fn poll_more(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         self.ahead.reserve(room);
         let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.ahead))?;
@@ -280,8 +300,11 @@ impl AsyncRead for Conn {
             if matches!(this.lent, Lent::All) {
                 return Pin::new(&mut this.io).poll_read(cx, out);
             }
-            if !this.ended && ready!(this.poll_more(cx, READ))? == 0 {
-                return Poll::Ready(Ok(()));
+            if !this.ended {
+                let read = this.poll_more(cx, READ);
+                if ready!(this.paced(read))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         let taken = this.allowed(out.remaining())?;

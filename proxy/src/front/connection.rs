@@ -25,10 +25,11 @@ use super::{
     head::{self, BodyFraming, FIELDS_MAX},
     hops::TrustedHops,
     limits::Permit,
+    pace::Pace,
     write_answer,
 };
 use crate::{
-    answer::Refusal,
+    answer::{Answer, Refusal},
     gate::head::Audience,
     io::FromClient,
     lane::{self, After, Deadline},
@@ -96,7 +97,8 @@ pub(super) async fn serve(
             Err(NoNext::Refused(refusal)) => {
                 front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
                 front.metrics.answered("front", refusal.answer(Audience::Client).status);
-                return goodbye(&mut conn, &refusal).await;
+                let answer = front.gate.over_tls(refusal.answer(Audience::Client)).closing();
+                return goodbye(&mut conn, &answer).await;
             }
         };
         match next.engine {
@@ -204,6 +206,8 @@ async fn next_head(
         let begun = front.fast_lane.then(|| lane::begin(front, from, bytes, &parsed)).flatten();
         begun.map_or(Engine::General(parsed.body), Engine::Lane)
     };
+    let has_length = matches!(parsed.body, BodyFraming::Length(1..));
+    conn.pace = has_length.then(|| Pace::new(limits)).flatten();
     if let Some(client) = client {
         conn.set_client(client);
     }
@@ -211,10 +215,9 @@ async fn next_head(
 }
 
 /// Refuses and closes.
-async fn goodbye(conn: &mut Conn, refusal: &Refusal) {
+async fn goodbye(conn: &mut Conn, answer: &Answer) {
     let said = async {
-        let answer = refusal.answer(Audience::Client).closing();
-        write_answer(conn, &answer, false, true).await?;
+        write_answer(conn, answer, false, true).await?;
         Ok::<_, io::Error>(())
     };
     if timeout(LINGER, said).await.is_ok_and(|said| said.is_ok()) {

@@ -93,6 +93,10 @@ pub fn parse<'a>(bytes: &'a [u8], fields: &'a mut [Field<'a>]) -> Result<Parsed<
         return Err(bad("There are two Host headers"));
     }
     drop(hosts);
+    // Whatever else is not a host's, no engine gets to interpret, or to answer in its own words.
+    if !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':')) {
+        return Err(bad("The Host header is malformed"));
+    }
     head.authority = host;
     let mut expectations = head.values("expect");
     let plain = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue");

@@ -7,11 +7,12 @@ mod connection;
 pub mod head;
 pub mod hops;
 pub mod limits;
+pub mod pace;
 mod write;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use pingora::{apps::HttpServerApp, proxy::HttpProxy, server::ShutdownWatch};
+use pingora::{apps::HttpServerApp, server::ShutdownWatch};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -24,7 +25,8 @@ use self::{
     limits::{Full, Limits, Permit},
 };
 use crate::{
-    config, engine::Engine, gate::Gate, lane::Lane, metrics::Metrics, seldom::seldom, tls::Acceptor,
+    config, engine::General, gate::Gate, lane::Lane, metrics::Metrics, seldom::seldom,
+    tls::Acceptor,
 };
 
 pub use write::write_answer;
@@ -38,7 +40,7 @@ const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// What every connection needs.
 pub struct Front {
     pub(crate) gate: Arc<Gate>,
-    pub(crate) engine: Arc<HttpProxy<Engine>>,
+    pub(crate) engine: Arc<General>,
     pub(crate) lane: Lane,
     fast_lane: bool,
     pub(crate) limits: config::Limits,
@@ -87,7 +89,7 @@ impl Front {
     pub fn new(
         config: &config::Config,
         gate: Arc<Gate>,
-        engine: Arc<HttpProxy<Engine>>,
+        engine: Arc<General>,
         tls: Acceptor,
         hops: TrustedHops,
         stopping: CancellationToken,

@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     front::conn::Conn,
     gate::{
-        Admitted, Gate,
+        Admitted, Destination, Gate,
         live::{LOOK_EVERY, Presence},
         scrub::Trust,
     },
@@ -88,7 +89,7 @@ enum Phase {
     Done,
 }
 
-/// A long answer is told when the right to it is lost.
+/// A long exchange is told when the right to it is lost.
 struct Watch {
     _presence: Presence,
     lost: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -216,25 +217,38 @@ impl Exchange {
         let patience = if owes_body { with.stall.min(with.body_stall) } else { with.stall };
         let stalled = (!answering).then(|| self.moved + patience);
         let body_due = with.body_due.filter(|_| self.body_left > 0);
-        with.deadline.set(stalled.min(body_due).or(stalled));
-        if with.deadline.poll_over(cx).is_ready() {
-            let slow = owes_body || body_due.is_some_and(|due| due <= Instant::now());
-            return Poll::Ready(Err(if slow { Broken::BodyTooSlow } else { Broken::Stalled }));
+        let over = stalled.min(body_due).or(stalled);
+        // Only what takes a while is put where lost rights are looked for.
+        let to_workload = matches!(with.admitted.destination, Destination::Workload(_));
+        let unwatched = to_workload && self.watch.is_none();
+        let enter_at = (unwatched && self.status < 200).then(|| self.moved + LOOK_EVERY);
+        with.deadline.set(over.min(enter_at).or(over).or(enter_at));
+        while with.deadline.poll_over(cx).is_ready() {
+            let now = Instant::now();
+            if over.is_some_and(|over| over <= now) {
+                let slow = owes_body || body_due.is_some_and(|due| due <= now);
+                return Poll::Ready(Err(if slow { Broken::BodyTooSlow } else { Broken::Stalled }));
+            }
+            self.enter(with);
+            with.deadline.set(over);
         }
-        if self.status >= 200 {
-            if self.watch.is_none()
-                && let Some(presence) = with.gate.enter(&with.admitted.destination)
-            {
-                let lost = Box::pin(CancellationToken::cancelled_owned(presence.token()));
-                self.watch = Some(Watch { _presence: presence, lost });
-            }
-            if let Some(watch) = &mut self.watch
-                && watch.lost.as_mut().poll(cx).is_ready()
-            {
-                return Poll::Ready(Err(Broken::RightLost));
-            }
+        if unwatched && self.status >= 200 {
+            self.enter(with);
+        }
+        if let Some(watch) = &mut self.watch
+            && watch.lost.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(Broken::RightLost));
         }
         Poll::Pending
+    }
+
+    /// From here on a right that is lost ends the exchange, though nothing moves.
+    fn enter(&mut self, with: &With<'_>) {
+        self.watch = with.gate.enter(&with.admitted.destination).map(|presence| {
+            let lost = Box::pin(CancellationToken::cancelled_owned(presence.token()));
+            Watch { _presence: presence, lost }
+        });
     }
 
     fn send_request(
@@ -257,6 +271,9 @@ impl Exchange {
                 }
                 match conn.poll_body(cx, &mut self.up, self.body_left) {
                     Poll::Ready(Ok(read @ 1..)) => self.body_left -= read as u64,
+                    Poll::Ready(Err(slow)) if slow.kind() == io::ErrorKind::TimedOut => {
+                        return Err(Broken::BodyTooSlow);
+                    }
                     Poll::Ready(_) => return Err(Broken::Client),
                     Poll::Pending => break,
                 }

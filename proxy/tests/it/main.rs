@@ -5,6 +5,7 @@
 
 mod acme;
 mod engines;
+mod exchanges;
 mod expiry;
 mod forwarding;
 mod front;
@@ -14,10 +15,12 @@ mod issuer;
 mod limits;
 mod never_read;
 mod operations;
+mod pebble;
 mod pki;
 mod pods;
 mod protocols;
 mod redirect;
+mod security;
 mod sign_in;
 mod strictness;
 mod tls;
@@ -30,6 +33,8 @@ mod world;
 /// The same without the fast lane: `World` tells by the name of the test.
 #[path = "."]
 mod general {
+    #[path = "exchanges.rs"]
+    mod exchanges;
     #[path = "forwarding.rs"]
     mod forwarding;
     #[path = "front.rs"]

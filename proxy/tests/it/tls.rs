@@ -122,6 +122,64 @@ async fn the_server_name_chooses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_to_come_by_https_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (chain, key) = authority.issue(&["*.example.test"]).write(folder.path(), "a");
+    for fast_lane in [true, false] {
+        let config = TlsConfig {
+            certificate_file: Some(chain.clone()),
+            key_file: Some(key.clone()),
+            ..quick()
+        };
+        let world = World::with_tls(managed(config, None), authority.der.clone(), |config| {
+            config.fast_lane = fast_lane;
+            config.limits.body_stall = Duration::from_millis(100);
+        })
+        .await;
+        world.running(
+            upstream::start(|mut request| async move {
+                while tokio::io::AsyncReadExt::read_buf(&mut request.stream, &mut request.rest)
+                    .await
+                    .unwrap_or(0)
+                    > 0
+                {}
+            })
+            .await,
+        );
+        let bearer = world.bearer("alice");
+        let long = "y".repeat(60_000);
+        for (status, request) in [
+            ("400", "GET / HTTP/1.1\r\nHost: a#@b\r\n\r\n".to_owned()),
+            ("400", "garbage\r\n\r\n".to_owned()),
+            ("431", format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX: {long}\r\n\r\n")),
+            ("405", format!("TRACE / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")),
+            (
+                "408",
+                format!(
+                    "POST / HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {bearer}\r\n\
+                     Content-Length: 100\r\n\r\npart"
+                ),
+            ),
+            (
+                "400",
+                format!(
+                    "POST / HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {bearer}\r\n\
+                     Transfer-Encoding: chunked\r\n\r\n3;ext=1\r\nabc\r\nnonsense"
+                ),
+            ),
+        ] {
+            let mut raw = world.raw().await;
+            raw.send(&request).await;
+            let (head, _) = raw.answer().await;
+            assert_eq!(&head[9..12], status, "{request:.60}");
+            let lower = head.to_ascii_lowercase();
+            assert!(lower.contains("strict-transport-security: max-age="), "{request:.60}: {head}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn new_files_are_taken_up_while_connections_run_and_broken_ones_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
