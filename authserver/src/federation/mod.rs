@@ -2,8 +2,10 @@
 
 mod config;
 mod fetch;
+mod openid;
 mod profile;
 mod provider;
+mod verify;
 
 use std::collections::BTreeSet;
 

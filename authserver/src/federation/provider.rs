@@ -4,30 +4,23 @@ use std::{borrow::Cow, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration
 
 use anyhow::Context;
 use openidconnect::{
-    AccessTokenHash, AdditionalClaims, AdditionalProviderMetadata, AuthType, AuthorizationCode,
-    ClaimsVerificationError, Client, ClientId, ClientSecret, CsrfToken, EmptyExtraTokenFields,
-    EndSessionUrl, EndpointMaybeSet, EndpointNotSet, EndpointSet, IdToken, IdTokenFields,
-    IdTokenVerifier, IssuerUrl, LoginHint, Nonce, OAuth2TokenResponse, PkceCodeChallenge,
-    PkceCodeVerifier, ProviderMetadata, RedirectUrl, RequestTokenError, Scope,
-    SignatureVerificationError, StandardErrorResponse, StandardTokenResponse, TokenResponse,
+    AuthType, AuthorizationCode, ClientId, ClientSecret, CsrfToken, IssuerUrl, LoginHint, Nonce,
+    OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError,
+    Scope, StandardErrorResponse, StandardTokenResponse, TokenResponse,
     core::{
-        CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClaimName, CoreClaimType,
-        CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim, CoreGrantType,
-        CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm,
-        CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreRevocableToken,
-        CoreRevocationErrorResponse, CoreSubjectIdentifierType, CoreTokenIntrospectionResponse,
-        CoreTokenType,
+        CoreAuthPrompt, CoreAuthenticationFlow, CoreClientAuthMethod, CoreErrorResponseType,
+        CoreGenderClaim, CoreTokenType,
     },
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tokio::time::Instant;
 use url::{Host, Url};
 
 use super::{
     config::ProviderConfig,
     fetch::{Fetch, FetchError},
+    openid::{Fields, Metadata, OtherClaims, UpstreamClient},
     profile::{self, Claims, Profile, ProfileError},
+    verify::{Failure, object, verify},
 };
 use crate::issuer::Issuer;
 
@@ -39,86 +32,6 @@ const PAUSE: Duration = Duration::from_secs(2);
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// How far a provider's clock may be from ours, in seconds.
 const LEEWAY: i64 = 60;
-
-/// Asymmetric signatures only: nobody but the provider can make them.
-const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
-    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
-    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
-    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,
-    CoreJwsSigningAlgorithm::RsaSsaPssSha256,
-    CoreJwsSigningAlgorithm::RsaSsaPssSha384,
-    CoreJwsSigningAlgorithm::RsaSsaPssSha512,
-    CoreJwsSigningAlgorithm::EcdsaP256Sha256,
-    CoreJwsSigningAlgorithm::EcdsaP384Sha384,
-    CoreJwsSigningAlgorithm::EdDsa,
-];
-
-/// Claims that OpenID Connect gives no meaning.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct OtherClaims(Map<String, Value>);
-
-impl AdditionalClaims for OtherClaims {}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct OtherMetadata {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    end_session_endpoint: Option<EndSessionUrl>,
-    /// RFC 9207, section 3.
-    #[serde(default)]
-    authorization_response_iss_parameter_supported: bool,
-}
-
-impl AdditionalProviderMetadata for OtherMetadata {}
-
-type Metadata = ProviderMetadata<
-    OtherMetadata,
-    CoreAuthDisplay,
-    CoreClientAuthMethod,
-    CoreClaimName,
-    CoreClaimType,
-    CoreGrantType,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJweKeyManagementAlgorithm,
-    CoreJsonWebKey,
-    CoreResponseMode,
-    CoreResponseType,
-    CoreSubjectIdentifierType,
->;
-
-type Fields = IdTokenFields<
-    OtherClaims,
-    EmptyExtraTokenFields,
-    CoreGenderClaim,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJwsSigningAlgorithm,
->;
-
-type UpstreamIdToken = IdToken<
-    OtherClaims,
-    CoreGenderClaim,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJwsSigningAlgorithm,
->;
-
-type UpstreamClient = Client<
-    OtherClaims,
-    CoreAuthDisplay,
-    CoreGenderClaim,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJsonWebKey,
-    CoreAuthPrompt,
-    StandardErrorResponse<CoreErrorResponseType>,
-    StandardTokenResponse<Fields, CoreTokenType>,
-    CoreTokenIntrospectionResponse,
-    CoreRevocableToken,
-    CoreRevocationErrorResponse,
-    EndpointSet,
-    EndpointNotSet,
-    EndpointNotSet,
-    EndpointNotSet,
-    EndpointMaybeSet,
-    EndpointMaybeSet,
->;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -359,10 +272,10 @@ impl Provider {
             .id_token()
             .ok_or_else(|| UpstreamError::Unusable("it sent no ID token".to_owned()))?;
         let nonce = Nonce::new(ask.nonce.to_owned());
-        let verified = match verify(&published, id_token, &tokens, &nonce) {
+        let verified = match verify(&published.client, id_token, &tokens, &nonce) {
             Err(Failure::UnknownKey) => {
                 let published = self.published(KEYS_AGAIN).await?;
-                verify(&published, id_token, &tokens, &nonce)
+                verify(&published.client, id_token, &tokens, &nonce)
             }
             other => other,
         };
@@ -423,61 +336,6 @@ impl Provider {
             .append_pair("client_id", &self.config.client_id)
             .append_pair("post_logout_redirect_uri", &self.return_uri);
         Some(url.into())
-    }
-}
-
-struct Verified {
-    subject: String,
-    auth_time: Option<i64>,
-    claims: Claims,
-}
-
-enum Failure {
-    UnknownKey,
-    Other(String),
-}
-
-impl From<SignatureVerificationError> for Failure {
-    fn from(error: SignatureVerificationError) -> Self {
-        match error {
-            SignatureVerificationError::NoMatchingKey => Self::UnknownKey,
-            other => Self::Other(other.to_string()),
-        }
-    }
-}
-
-fn verify(
-    published: &Published,
-    id_token: &UpstreamIdToken,
-    tokens: &StandardTokenResponse<Fields, CoreTokenType>,
-    nonce: &Nonce,
-) -> Result<Verified, Failure> {
-    let verifier: IdTokenVerifier<'_, CoreJsonWebKey> =
-        published.client.id_token_verifier().set_allowed_algs(ALGORITHMS);
-    let claims = id_token.claims(&verifier, nonce).map_err(|error| match error {
-        ClaimsVerificationError::SignatureVerification(error) => error.into(),
-        other => Failure::Other(other.to_string()),
-    })?;
-    if let Some(expected) = claims.access_token_hash() {
-        let key = id_token.signing_key(&verifier)?;
-        let actual =
-            AccessTokenHash::from_token(tokens.access_token(), id_token.signing_alg()?, key)
-                .map_err(|error| Failure::Other(error.to_string()))?;
-        if actual != *expected {
-            return Err(Failure::Other("the access token belongs to another ID token".to_owned()));
-        }
-    }
-    Ok(Verified {
-        subject: claims.subject().as_str().to_owned(),
-        auth_time: claims.auth_time().map(|time| time.timestamp()),
-        claims: object(claims),
-    })
-}
-
-fn object(claims: &impl Serialize) -> Claims {
-    match serde_json::to_value(claims) {
-        Ok(Value::Object(claims)) => claims,
-        _ => Claims::new(),
     }
 }
 
