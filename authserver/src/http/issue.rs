@@ -110,17 +110,18 @@ pub(super) async fn for_person(
 ) -> Result<Issued, OAuthError> {
     let now = caller.now.as_second();
     let session = &redeemed.session;
-    let person = &session.person;
     let lifetime = session.token_lifetime(app.access_token_lifetime, caller.now);
     let expires_in = seconds(lifetime);
-    let jti = match &redeemed.recorded {
-        Some(jti) => jti.clone(),
+    // The person as they were when the token was written down, and no earlier.
+    let holder;
+    let (jti, person) = match &redeemed.recorded {
+        Some(jti) => (jti.clone(), &session.person),
         None => {
             let (jti, grant) = (Uuid::now_v7().to_string(), &redeemed.grant_id);
-            if !app.store.record_access_token(&jti, grant, lifetime, caller.now).await? {
-                return Err(OAuthError::new("invalid_grant", "the grant was withdrawn"));
-            }
-            jti
+            let written = app.store.record_access_token(&jti, grant, lifetime, caller.now).await?;
+            let withdrawn = || OAuthError::new("invalid_grant", "the grant was withdrawn");
+            holder = written.ok_or_else(withdrawn)?;
+            (jti, &holder)
         }
     };
     let claims = Claims {
@@ -189,12 +190,13 @@ pub(super) async fn for_service(
     let lifetime = app.access_token_lifetime.min(left.unwrap_or(Duration::MAX));
     let expires_in = seconds(lifetime);
     let jti = Uuid::new_v4().to_string();
-    if !app.store.record_service_token(&jti, &account.client_id, lifetime, caller.now).await? {
-        return Err(OAuthError::new("invalid_client", "the service account was withdrawn"));
-    }
+    let holder =
+        app.store.record_service_token(&jti, &account.client_id, lifetime, caller.now).await?;
+    let withdrawn = || OAuthError::new("invalid_client", "the service account was withdrawn");
+    let person = holder.ok_or_else(withdrawn)?;
     let claims = Claims {
         iss: app.issuer.as_str().to_owned(),
-        sub: account.person.subject.clone(),
+        sub: person.subject.clone(),
         aud: Audience::One(app.audience.clone()),
         exp: now.saturating_add(expires_in),
         nbf: now,
@@ -203,9 +205,9 @@ pub(super) async fn for_service(
         client_id: account.client_id.clone(),
         sid: None,
         scope: scope.clone(),
-        preferred_username: account.person.name.to_string(),
+        preferred_username: person.name.to_string(),
         email: None,
-        groups: account.person.groups.clone(),
+        groups: person.groups.clone(),
         kind: TokenKind::Personal,
         workload: account.workload.clone(),
     };

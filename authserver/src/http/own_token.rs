@@ -228,7 +228,7 @@ pub(super) async fn exchange(
     let lifetime =
         app.access_token_lifetime.min(std::time::Duration::from_secs(claims.exp.abs_diff(now)));
     let subject = std::mem::replace(&mut claims.jti, Uuid::new_v4().to_string());
-    let recorded = match party {
+    let holder = match party {
         Party::Client(_) => {
             let grant = app.store.access_token_grant(&subject).await?;
             let grant = grant.ok_or_else(|| invalid("subject_token was withdrawn"))?;
@@ -239,9 +239,9 @@ pub(super) async fn exchange(
             app.store.record_service_token(&claims.jti, id, lifetime, caller.now).await?
         }
     };
-    if !recorded {
-        return Err(invalid("subject_token was withdrawn"));
-    }
+    let holder = holder.ok_or_else(|| invalid("subject_token was withdrawn"))?;
+    // A group that was lost since the subject token was looked at is in no new one.
+    claims.groups.retain(|group| holder.groups.contains(group));
     (claims.iat, claims.nbf) = (now, now);
     claims.exp = now.saturating_add(seconds(lifetime));
     let access_token = app.ring.sign(TYP, &claims).map_err(StoreError::from)?;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Session, Store, StoreError, seconds};
+use super::{Person, Session, Store, StoreError, people::PersonRow, seconds};
 use crate::{
     pkce,
     secret::{Secret, digest},
@@ -203,28 +203,40 @@ impl Store {
         })
     }
 
-    /// Writes down an access token before it is handed out. False when its grant has been
-    /// withdrawn meanwhile: then it must not be.
+    /// Writes down an access token before it is handed out, and says whose it is as they are at
+    /// that moment: a group that is lost later withdraws the token. None when its grant has been
+    /// withdrawn or its person is disabled: then it must not be handed out.
     pub async fn record_access_token(
         &self,
         jti: &str,
         grant_id: &str,
         lifetime: Duration,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        let done = sqlx::query(self.dialect.pick(
-            "INSERT INTO access_tokens (jti, grant_id, expires_at)
-             SELECT $1, id, $2 FROM grants WHERE id = $3 AND revoked_at IS NULL",
-            // Whoever withdraws the grant at this moment does so before us, or sees our token.
-            "INSERT INTO access_tokens (jti, grant_id, expires_at)
-             SELECT $1, id, $2 FROM grants WHERE id = $3 AND revoked_at IS NULL FOR SHARE",
+    ) -> Result<Option<Person>, StoreError> {
+        let mut tx = self.write().await?;
+        let row: Option<PersonRow> = sqlx::query_as(self.dialect.pick(
+            "SELECT p.* FROM grants g JOIN sessions s ON s.id = g.session_id
+             JOIN people p ON p.id = s.person_id
+             WHERE g.id = $1 AND g.revoked_at IS NULL AND p.disabled_at IS NULL",
+            // Whoever withdraws the grant or changes the person at this moment does so before us,
+            // or sees our token.
+            "SELECT p.* FROM grants g JOIN sessions s ON s.id = g.session_id
+             JOIN people p ON p.id = s.person_id
+             WHERE g.id = $1 AND g.revoked_at IS NULL AND p.disabled_at IS NULL
+             FOR SHARE OF g, p",
         ))
-        .bind(jti)
-        .bind(now.as_second().saturating_add(seconds(lifetime)))
         .bind(grant_id)
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(done.rows_affected() == 1)
+        let Some(row) = row else { return Ok(None) };
+        sqlx::query("INSERT INTO access_tokens (jti, grant_id, expires_at) VALUES ($1, $2, $3)")
+            .bind(jti)
+            .bind(grant_id)
+            .bind(now.as_second().saturating_add(seconds(lifetime)))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        row.try_into().map(Some)
     }
 
     /// The person of an access token, if it has not been withdrawn and its session is alive.
@@ -233,7 +245,7 @@ impl Store {
         jti: &str,
         idle: Duration,
         now: Timestamp,
-    ) -> Result<Option<super::Person>, StoreError> {
+    ) -> Result<Option<Person>, StoreError> {
         let session: Option<String> = sqlx::query_scalar(
             "SELECT g.session_id FROM access_tokens a JOIN grants g ON g.id = a.grant_id
              WHERE a.jti = $1 AND a.revoked_at IS NULL AND g.revoked_at IS NULL",
@@ -243,5 +255,60 @@ impl Store {
         .await?;
         let Some(session) = session else { return Ok(None) };
         Ok(self.session_by_id(&session, idle, now).await?.map(|session| session.person))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ClientConfig, NewPerson};
+
+    const URI: &str = "https://app.example/cb";
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_token_has_the_groups_of_the_moment_in_which_it_is_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("auth.db").into()).await.unwrap();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let alice: UserName = "alice".parse().unwrap();
+        let in_groups = async |groups: &[&str]| {
+            let groups = groups.iter().map(|&group| group.to_owned()).collect();
+            let person = NewPerson { name: alice.clone(), email: None, groups };
+            store.ensure_user(&person, None, now).await.unwrap()
+        };
+        let app = ClientConfig {
+            redirect_uris: vec![URI.to_owned()],
+            ..ClientConfig::named("app".to_owned())
+        };
+        store.add_client(&app, now).await.unwrap();
+        let person = in_groups(&["ml", "ops"]).await;
+        let (session, _) = store.begin_session(person, "pwd", HOUR, now).await.unwrap();
+        let verifier = pkce::Verifier::parse(&"v".repeat(43)).unwrap();
+        let code = NewCode {
+            session_id: &session.id,
+            client_id: "app",
+            scope: "openid",
+            redirect_uri: URI,
+            challenge: &verifier.challenge(),
+            nonce: None,
+        };
+        let code = store.issue_code(code, now).await.unwrap();
+        let redeemed = store.redeem_code(code.as_str(), "app", URI, &verifier, HOUR, now).await;
+        let redeemed = redeemed.unwrap();
+        assert_eq!(redeemed.session.person.groups, ["ml", "ops"]);
+        let record = async |jti: &str| {
+            store.record_access_token(jti, &redeemed.grant_id, HOUR, now).await.unwrap()
+        };
+        let holder = async |jti: &str| store.access_token_holder(jti, HOUR, now).await.unwrap();
+
+        // Before the token: it is not in it. After: the token is withdrawn.
+        in_groups(&["ml"]).await;
+        assert_eq!(record("first").await.unwrap().groups, ["ml"]);
+        assert!(holder("first").await.is_some());
+        in_groups(&[]).await;
+        assert!(holder("first").await.is_none());
+        store.disable_user(&alice, now).await.unwrap();
+        assert!(record("second").await.is_none());
     }
 }

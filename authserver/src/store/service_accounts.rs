@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Person, Store, StoreError, seconds, time};
+use super::{Person, Store, StoreError, people::PersonRow, seconds, time};
 use crate::{
     jws::JwkSet,
     scope,
@@ -253,15 +253,28 @@ impl Store {
         }))
     }
 
-    /// Writes a token down before it is handed out. False when the account was withdrawn meanwhile.
+    /// Writes a token down before it is handed out, and says whose it is as they are at that moment.
+    /// None when the account was withdrawn or disabled meanwhile.
     pub async fn record_service_token(
         &self,
         jti: &str,
         client_id: &str,
         lifetime: Duration,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Person>, StoreError> {
         let mut tx = self.write().await?;
+        let row: Option<PersonRow> = sqlx::query_as(self.dialect.pick(
+            "SELECT p.* FROM service_accounts a JOIN people p ON p.id = a.person_id
+             WHERE a.client_id = $1 AND p.disabled_at IS NULL",
+            // Whoever changes the account's groups at this moment does so before us, or sees our
+            // token.
+            "SELECT p.* FROM service_accounts a JOIN people p ON p.id = a.person_id
+             WHERE a.client_id = $1 AND p.disabled_at IS NULL FOR SHARE OF p",
+        ))
+        .bind(client_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
         let done = sqlx::query(
             "UPDATE service_accounts SET used_at = $1 WHERE client_id = $2 AND revoked_at IS NULL",
         )
@@ -270,7 +283,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         if done.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         sqlx::query("INSERT INTO service_tokens (jti, client_id, expires_at) VALUES ($1, $2, $3)")
             .bind(jti)
@@ -279,7 +292,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
-        Ok(true)
+        row.try_into().map(Some)
     }
 
     /// Whose token it is, if neither it nor its account is withdrawn.

@@ -11,6 +11,7 @@ mod federation;
 mod guessing;
 mod keys;
 mod killed;
+mod lost_groups;
 mod operators_clients;
 mod passkeys;
 mod pushed;

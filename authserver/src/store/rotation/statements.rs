@@ -33,7 +33,9 @@ pub(super) static WRITE_ALL: LazyLock<String> = LazyLock::new(|| {
     all + "SELECT CAST(changes() AS BIGINT)"
 });
 
-/// Of `n` and `token`: what is known of each token that there is.
+/// Of `n` and `token`: what is known of each token that there is. In PostgreSQL whoever takes a group
+/// from the person or disables them at this moment has done so before us, or waits and then finds the
+/// token that we have written down. People come before sessions, as where they are disabled.
 pub(super) const READ: Statement = Statement {
     sqlite: "SELECT CAST(j.value->>'n' AS BIGINT) AS n, r.grant_id, g.client_id, g.scope,
                 g.revoked_at, r.rotated_at, x.resources, s.id AS sid, s.method,
@@ -54,7 +56,8 @@ pub(super) const READ: Statement = Statement {
          JOIN grants g ON g.id = r.grant_id
          JOIN sessions s ON s.id = g.session_id
          JOIN people p ON p.id = s.person_id
-         LEFT JOIN grant_resources x ON x.grant_id = g.id",
+         LEFT JOIN grant_resources x ON x.grant_id = g.id
+         FOR SHARE OF p",
 };
 
 /// Of `token` and `at`: it was exchanged.
