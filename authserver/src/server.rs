@@ -205,7 +205,7 @@ impl Authserver {
             (None, None) => None,
         };
         let store = Store::open_with(&database, master_key).await?;
-        store.set_clients(&clients).await?;
+        store.set_clients(&clients, clock()).await?;
         // Before the keys: a change in between is seen later.
         let key_version = store.key_version().await?;
         let ring = store.key_ring(clock()).await?;

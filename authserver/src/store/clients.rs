@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use sqlx::{Any, FromRow, any::AnyArguments, query::Query};
+use sqlx::{Any, FromRow, Transaction, any::AnyArguments, query::Query};
 
 use super::{Store, StoreError, list, time, to_json};
 use crate::{
@@ -99,9 +99,9 @@ impl TryFrom<ClientRow> for ClientEntry {
 }
 
 impl Store {
-    /// Makes the table what the settings say. A client that is gone from them loses its grants; those
-    /// that operators made stay, unless the settings have one of the same id.
-    pub async fn set_clients(&self, clients: &[Client]) -> Result<(), StoreError> {
+    /// Makes the table what the settings say. All that was given to a client that is gone from them is
+    /// withdrawn; those that operators made stay, unless the settings have one of the same id.
+    pub async fn set_clients(&self, clients: &[Client], now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         let known: Vec<String> =
             sqlx::query_scalar("SELECT id FROM clients WHERE origin = $1 ORDER BY id")
@@ -109,7 +109,7 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?;
         for gone in known.iter().filter(|id| !clients.iter().any(|client| client.id == **id)) {
-            sqlx::query("DELETE FROM clients WHERE id = $1").bind(gone).execute(&mut *tx).await?;
+            delete(&mut tx, gone, SETTINGS, now).await?;
         }
         for client in clients {
             bind(
@@ -176,26 +176,7 @@ impl Store {
     pub async fn remove_client(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         self.operators_client(id).await?;
         let mut tx = self.write().await?;
-        // First, so that the gateways hear of its tokens; and the grants before them, so that whoever
-        // writes a token down at this moment does so before us, or not at all.
-        sqlx::query("UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2")
-            .bind(now.as_second())
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query(
-            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-             WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",
-        )
-        .bind(now.as_second())
-        .bind(id)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query("DELETE FROM clients WHERE id = $1 AND origin = $2")
-            .bind(id)
-            .bind(OPERATOR)
-            .execute(&mut *tx)
-            .await?;
+        delete(&mut tx, id, OPERATOR, now).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -243,6 +224,30 @@ impl Store {
             .fetch_one(&self.pool)
             .await?)
     }
+}
+
+/// Deletes a client, and withdraws all that it was given.
+async fn delete(
+    tx: &mut Transaction<'static, Any>,
+    id: &str,
+    origin: &'static str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    // Before it goes, so that the gateways hear of its tokens; and the grants before them, so that
+    // whoever writes a token down at this moment does so before us, or not at all.
+    for statement in [
+        "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2",
+        "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
+         WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",
+    ] {
+        sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut **tx).await?;
+    }
+    sqlx::query("DELETE FROM clients WHERE id = $1 AND origin = $2")
+        .bind(id)
+        .bind(origin)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
 }
 
 fn bind<'q>(

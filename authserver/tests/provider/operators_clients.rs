@@ -88,6 +88,38 @@ async fn with_a_client_goes_all_that_it_was_given() {
 }
 
 #[tokio::test]
+async fn with_a_client_that_leaves_the_settings_goes_all_that_it_was_given() {
+    let server = Server::start().await;
+    let callback = "https://other.example/cb";
+    let path = authorize_with(&[("client_id", OTHER.0), ("redirect_uri", callback)]);
+    let mut browser = Browser::default();
+    let redeem = async |code: &str| {
+        let form =
+            code_form(code).map(|(n, v)| (n, if n == "redirect_uri" { callback } else { v }));
+        server.token(OTHER, &form).await.1
+    };
+    let code = query(&browser.sign_in(&server, &path, "alice").await)["code"].clone();
+    let tokens = redeem(&code).await;
+    let gates = server.redeem(GATE, &browser.code(&server).await).await.1;
+    let (lost, stays) = (text(&tokens, "access_token"), text(&gates, "access_token"));
+
+    let later = server.replica_changed(|config| config.clients.retain(|c| c.id != OTHER.0)).await;
+    let feed = later.request(Method::GET, "/internal/revocations");
+    let feed = feed.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap().text().await.unwrap();
+    assert!(feed.contains(text(&claims(lost), "jti")), "{feed}");
+    assert!(!feed.contains(text(&claims(stays), "jti")), "{feed}");
+    let status =
+        async |token| server.api(Method::GET, "/userinfo", token, Value::Null).await.status();
+    assert_eq!(status(lost).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(stays).await, StatusCode::OK);
+    // Nor is a client of the same id, which comes later, given anything for the old tokens.
+    let back = server.replica().await;
+    let form = [("grant_type", "refresh_token"), ("refresh_token", text(&tokens, "refresh_token"))];
+    let (status, error) = back.token(OTHER, &form).await;
+    assert_eq!((status, text(&error, "error")), (StatusCode::BAD_REQUEST, "invalid_grant"));
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_told() {
     let server = Server::start().await;
     let (store, now) = (&server.store, server.now());

@@ -172,7 +172,13 @@ impl Server {
 
     /// Another server with the same database and settings, and the same time.
     pub async fn replica(&self) -> Self {
-        let config = config(self.folder.path()).await;
+        self.replica_changed(|_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn replica_changed(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config(self.folder.path()).await;
+        change(&mut config);
         Self::run(tempfile::tempdir().unwrap(), config, self.clock.clone()).await
     }
 
