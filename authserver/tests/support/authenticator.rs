@@ -20,6 +20,8 @@ pub struct Authenticator {
     /// The user handle it gives.
     pub handle: Vec<u8>,
     pub counter: u32,
+    /// Whether the counter goes up with each use.
+    pub counts: bool,
     pub origin: &'static str,
     /// Whether it verifies its user, by a PIN or so.
     pub verifies: bool,
@@ -33,6 +35,7 @@ impl Authenticator {
             id: rand::random(),
             handle: decode(text(&options["user"], "id")),
             counter: 1,
+            counts: true,
             origin: ISSUER,
             verifies: true,
         };
@@ -66,9 +69,9 @@ impl Authenticator {
         answer.to_string()
     }
 
-    /// Signs a challenge, counting.
+    /// Signs a challenge, counting if it does.
     pub fn get(&mut self, options: &Value) -> String {
-        self.counter = self.counter.wrapping_add(1);
+        self.counter += u32::from(self.counts);
         let data = self.data(text(options, "rpId"), 0);
         let client_data = self.client_data("webauthn.get", options);
         let message = [data.as_slice(), &Sha256::digest(client_data.as_bytes())].concat();
