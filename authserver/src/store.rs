@@ -98,6 +98,10 @@ pub enum StoreError {
     ClientOfSettings(String),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(
+        "the subject {subject} of this provider is {holder} already, and cannot be somebody else"
+    )]
+    IdentityTaken { subject: String, holder: String },
     #[error("this SSH key is registered already")]
     KeyTaken,
     #[error("this passkey is registered already")]

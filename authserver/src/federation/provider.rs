@@ -104,9 +104,8 @@ impl Provider {
             (1..=40).contains(&id.len()) && id.bytes().all(plain),
             "the provider id `{id}` must be of lower-case letters, digits and hyphens"
         );
-        let url = Url::parse(&config.issuer).ok();
         anyhow::ensure!(
-            url.as_ref().is_some_and(is_protected),
+            is_issuer(&config.issuer),
             "the issuer of provider `{id}` must be an https address"
         );
         let secret = match &config.client_secret_file {
@@ -360,6 +359,11 @@ impl SignedIn {
     pub fn is_after(&self, asked_at: i64) -> bool {
         self.auth_time.is_some_and(|time| time.saturating_add(LEEWAY) >= asked_at)
     }
+}
+
+/// Whether a provider can be called that.
+pub fn is_issuer(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| is_protected(&url))
 }
 
 /// Nobody on the way can read or change it: https, or this very machine.

@@ -5,7 +5,10 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Person, Store, StoreError, people::PersonRow, to_json};
-use crate::{federation::Profile, secret};
+use crate::{
+    federation::{Profile, is_issuer},
+    secret,
+};
 
 /// How long somebody may take at a provider, in seconds.
 const REQUEST_LIFETIME: i64 = 1800;
@@ -192,7 +195,7 @@ impl Store {
     }
 
     /// Lets an existing person sign in at a provider from now on: an operator's decision, which no
-    /// claim can replace.
+    /// claim can replace. The issuer is compared character by character.
     pub async fn link_upstream(
         &self,
         name: &UserName,
@@ -200,23 +203,42 @@ impl Store {
         subject: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        if !is_issuer(issuer) {
+            return Err(StoreError::Invalid(
+                "name the provider by its issuer URL, as in the settings: https://login.example.com",
+            ));
+        }
+        if subject.is_empty() || subject.trim() != subject {
+            return Err(StoreError::Invalid("a subject is not empty, and has no spaces around it"));
+        }
         let person = self.person(name).await?;
         let person = person.ok_or_else(|| StoreError::NoSuchPerson(name.to_string()))?;
+        let mut tx = self.write().await?;
         let done = sqlx::query(
             "INSERT INTO upstream_identities (issuer, subject, person_id, created_at)
-             VALUES ($1, $2, $3, $4)
-             ON CONFLICT (issuer, subject) DO UPDATE SET person_id = excluded.person_id
-             WHERE upstream_identities.person_id = excluded.person_id",
+             VALUES ($1, $2, $3, $4) ON CONFLICT (issuer, subject) DO NOTHING",
         )
         .bind(issuer)
         .bind(subject)
         .bind(&person.subject)
         .bind(now.as_second())
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
         if done.rows_affected() == 0 {
-            return Err(StoreError::Invalid("that identity belongs to somebody else already"));
+            let holder: String = sqlx::query_scalar(
+                "SELECT p.name FROM upstream_identities u JOIN people p ON p.id = u.person_id
+                 WHERE u.issuer = $1 AND u.subject = $2",
+            )
+            .bind(issuer)
+            .bind(subject)
+            .fetch_one(&mut *tx)
+            .await?;
+            // Linked to the same person before: nothing to do.
+            if holder != name.as_str() {
+                return Err(StoreError::IdentityTaken { subject: subject.to_owned(), holder });
+            }
         }
+        tx.commit().await?;
         Ok(())
     }
 

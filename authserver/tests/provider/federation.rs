@@ -247,7 +247,14 @@ async fn an_account_is_not_taken_over_by_its_name_or_address() {
     let (issuer, now) = (upstream.issuer(), server.now());
     server.store.link_upstream(&name, &issuer, "u-2", now).await.unwrap();
     let bob = "bob".parse().unwrap();
-    assert!(server.store.link_upstream(&bob, &issuer, "u-2", now).await.is_err());
+    let taken = server.store.link_upstream(&bob, &issuer, "u-2", now).await.unwrap_err();
+    let told = "the subject u-2 of this provider is alice already, and cannot be somebody else";
+    assert_eq!(taken.to_string(), told);
+    // Linked twice is linked; what cannot be an issuer or a subject is told.
+    server.store.link_upstream(&name, &issuer, "u-2", now).await.unwrap();
+    for (issuer, subject) in [("corp", "u-3"), ("http://id.example.com", "u-3"), (&*issuer, " ")] {
+        assert!(server.store.link_upstream(&bob, issuer, subject, now).await.is_err(), "{issuer}");
+    }
     let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-2").await;
     let id = claims(text(&tokens(&server, &response).await, "id_token"));
     assert_eq!((&id["sub"], &id["groups"]), (&json!(before.subject), &json!(["admins"])));
