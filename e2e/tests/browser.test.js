@@ -122,6 +122,9 @@ test('the portal lists what is alice\'s, and opens it', needsBrowser, async () =
       assert.ok((await page.locator('body').innerText()).includes(name));
     }
     await picture(page, 'portal');
+    await page.getByRole('link', { name: 'Your account' }).click();
+    await page.getByRole('heading', { name: 'Your account' }).waitFor();
+    assert.equal(page.url(), `${instance.ready.issuer}/account`);
   });
 });
 

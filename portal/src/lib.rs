@@ -50,6 +50,8 @@ pub struct Inputs {
     pub workspaces: Store<Workspace>,
     pub apps: Store<App>,
     pub verifier: Arc<Verifier>,
+    /// The issuer's public URL: people see to their passkeys, tokens and keys there.
+    pub issuer: String,
 }
 
 struct Portal {
@@ -113,7 +115,11 @@ async fn workloads(
 async fn page(State(portal): State<Arc<Portal>>, headers: HeaderMap) -> Result<Response, Refusal> {
     let now = Timestamp::now();
     let identity = portal.identity(&headers, now)?;
-    let page = list::Page { user: identity.user.as_str(), entries: portal.entries(&identity, now) };
+    let page = list::Page {
+        user: identity.user.as_str(),
+        account: &format!("{}/account", portal.inputs.issuer.trim_end_matches('/')),
+        entries: portal.entries(&identity, now),
+    };
     answer::page(&page)
 }
 

@@ -39,6 +39,8 @@ pub struct Entry {
 #[template(path = "list.html")]
 pub struct Page<'a> {
     pub user: &'a str,
+    /// The address of the person's own account.
+    pub account: &'a str,
     pub entries: Vec<Entry>,
 }
 
@@ -110,6 +112,13 @@ fn ago(duration: SignedDuration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_leads_to_the_account() {
+        let account = "https://auth.example.org/account";
+        let page = Page { user: "alice", account, entries: vec![] }.render().unwrap();
+        assert!(page.contains("<a href=\"https://auth.example.org/account\">Your account</a>"));
+    }
 
     #[test]
     fn times_are_told_for_people() {

@@ -178,7 +178,7 @@ pub async fn start(
         config,
         client.clone(),
         base.clone(),
-        verifier,
+        (verifier, addresses.issuer.clone()),
         portal_port,
         portal.ctx.clone(),
     );

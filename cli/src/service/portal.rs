@@ -52,24 +52,30 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let (verifier, _) = settings.issuer.verifier(&http, &ctx)?;
     let listener = listen(settings.listen, "listen").await?;
     let admin = listen(settings.admin_listen, "admin_listen").await?;
-    let service =
-        serve(settings.portal, client, settings.base_domain, verifier, listener, ctx.clone());
+    let service = serve(
+        settings.portal,
+        client,
+        settings.base_domain,
+        (verifier, settings.issuer.url),
+        listener,
+        ctx.clone(),
+    );
     run_with_admin(service, admin, Router::new(), ctx).await
 }
 
-/// Runs the portal on what it needs of the cluster.
+/// Runs the portal on what it needs of the cluster; `issuer` is what verifies its tokens, and its URL.
 pub async fn serve(
     config: portal::Config,
     client: Client,
     base_domain: String,
-    verifier: Arc<Verifier>,
+    (verifier, issuer): (Arc<Verifier>, String),
     listener: TcpListener,
     ctx: Context,
 ) -> anyhow::Result<()> {
     let routes = gateway(client.clone(), &base_domain, &ctx).routes;
     let workspaces = store(client.clone(), &ctx);
     let apps = store(client, &ctx);
-    let inputs = portal::Inputs { routes, workspaces, apps, verifier };
+    let inputs = portal::Inputs { routes, workspaces, apps, verifier, issuer };
     // Who hands over to us serves until then.
     tokio::select! {
         () = handover::until_well(&ctx.health) => {}
