@@ -1,12 +1,16 @@
 // What people see: the same checks for every page, at a phone's width and a desktop's, light and dark.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
 
+import { startAuthserver } from '../support/authserver.js';
 import { fillSignIn, launchBrowser, look, needsBrowser, withPage } from '../support/browser.js';
+import { request } from '../support/client.js';
+import { create, remove, resource } from '../support/cluster.js';
 import { run } from '../support/command.js';
+import { until } from '../support/deadline.js';
 import { binary, sharedInstance } from '../support/instance.js';
 
 const instance = await sharedInstance();
@@ -25,9 +29,15 @@ let browser;
 before(async () => {
   if (needsBrowser.skip) return;
   browser = await launchBrowser(instance);
-  const client = ['auth', 'client', 'create', '--data-dir', instance.dataDir, '--id', 'partner', '--name', 'Partner & Co'];
-  const made = await run(binary, [...client, '--third-party', '--redirect-uri', partner]);
-  assert.equal(made.code, 0, made.stderr);
+  const client = async (id, name, ...more) => {
+    const args = ['auth', 'client', 'create', '--data-dir', instance.dataDir, '--id', id, '--name', name, ...more];
+    const made = await run(binary, args);
+    assert.equal(made.code, 0, made.stderr);
+  };
+  await client('partner', 'Partner & Co', '--third-party', '--redirect-uri', partner);
+  const scopes = ['openid', 'profile', 'email', 'groups', 'workload:use', 'workload:manage'];
+  const more = scopes.flatMap((scope) => ['--scope', scope]);
+  await client('television', 'The television in the meeting room', '--public', '--grant-type', 'device-code', ...more);
 });
 after(() => browser?.close());
 
@@ -122,4 +132,69 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await page.getByRole('heading', { name: 'You are signed out' }).waitFor();
     await inspect(page, 'signed-out-of-workloads');
   });
+});
+
+test('the page that says which ways there are to sign in', { ...needsBrowser, timeout: 120_000 }, async () => {
+  const server = await startAuthserver('choice', [
+    { id: 'company', name: 'Example Corporation of Greater Northampton & Sons', issuer: 'https://login.example.com' },
+    { id: 'lab', name: 'Lab', issuer: 'https://id.example.org' },
+  ]);
+  try {
+    await withPage(browser, 'pages-choice', {}, async (page) => {
+      await page.goto(`${server.base}/account`);
+      await page.getByRole('link', { name: 'Sign in with Lab' }).waitFor();
+      await inspect(page, 'choice');
+      const stops = await tabStops(page);
+      const ways = ['Sign in with Example Corporation of Greater Northampton & Sons', 'Sign in with Lab'];
+      assert.deepEqual(stops.map(({ text }) => text).slice(0, 2), ways);
+      assert.ok(stops.every(({ outlined }) => outlined), 'what has the focus is seen to have it');
+    });
+  } finally {
+    await server.stop();
+    rmSync(server.folder, { recursive: true, force: true });
+  }
+});
+
+test('the page that approves a device', { ...needsBrowser, timeout: 120_000 }, async () => {
+  const form = new URLSearchParams({ client_id: 'television', scope: 'openid profile workload:use workload:manage' });
+  const headers = { 'content-type': 'application/x-www-form-urlencoded', 'content-length': form.toString().length };
+  const options = { method: 'POST', headers, body: form.toString() };
+  const begun = (await request(instance, `${issuer}/device/code`, options)).json();
+  await withPage(browser, 'pages-device', {}, async (page) => {
+    await page.goto(begun.verification_uri_complete);
+    await fillSignIn(page, alice);
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await page.getByRole('heading', { name: 'Approve this device?' }).waitFor();
+    await inspect(page, 'device-approval');
+    const stops = await tabStops(page);
+    assert.deepEqual(stops.map(({ text }) => text), ['Approve', 'Refuse']);
+    assert.ok(stops.every(({ outlined }) => outlined), 'what has the focus is seen to have it');
+    await page.getByRole('button', { name: 'Refuse' }).click();
+    await page.getByRole('button', { name: 'Refuse' }).waitFor({ state: 'detached' });
+    await inspect(page, 'device-refused');
+  });
+});
+
+test('the page that is shown while a workload wakes', { ...needsBrowser, timeout: 180_000 }, async () => {
+  const { namespace } = (await resource(instance, 'App', 'echo')).metadata;
+  const never = {
+    apiVersion: 'dormouse.dev/v1alpha1',
+    kind: 'App',
+    metadata: { name: 'never-ready', namespace },
+    // It runs, and never answers.
+    spec: { owner: 'alice', image: 'sleep', command: ['sleep', '600'], port: 8080 },
+  };
+  await create(instance, never);
+  try {
+    const url = await until('its URL', async () => (await resource(instance, 'App', 'never-ready')).status?.url, { within: 60_000 });
+    await withPage(browser, 'pages-waking', {}, async (page) => {
+      await page.goto(url);
+      await fillSignIn(page, alice);
+      await page.getByRole('heading', { name: 'Waking never-ready' }).waitFor({ timeout: 60_000 });
+      await page.getByRole('status').filter({ hasText: /\w/ }).waitFor();
+      await inspect(page, 'waking');
+    });
+  } finally {
+    await remove(instance, never);
+  }
 });
