@@ -24,7 +24,7 @@ use serde::Serialize;
 const QUEUE: usize = 8192;
 
 /// How long lines may wait for others.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Bytes that are written at once.
 const TOGETHER: usize = 64 * 1024;

@@ -3,7 +3,7 @@
 use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
 
 use sqlx::{
-    Any, AnyPool, Connection, Executor, PgConnection, SqliteConnection, Transaction,
+    Any, AnyPool, AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions},
     migrate::{MigrateError, Migrator},
     postgres::PgConnectOptions,
@@ -19,6 +19,11 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// Connections to a file.
 const READERS: u32 = 8;
+
+/// What a connection keeps of the file in memory, at most, in KiB. Each refresh writes to places all
+/// over some indexes, so the one that does keeps more of them.
+const READER_CACHE: u32 = 8_000;
+const WRITER_CACHE: u32 = 32_000;
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -87,34 +92,36 @@ async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
     tx.commit().await?;
     connection.close().await?;
 
-    Ok((connections(path, READERS).await?, Dialect::Sqlite))
+    Ok((connections(path, READERS, READER_CACHE).await?, Dialect::Sqlite))
 }
 
 /// A connection for one that writes all the time: what it has read stays in its memory as long as
 /// nobody else writes, while connections that take turns read everything anew.
 pub(super) async fn writer(database: &Database) -> Result<Option<AnyPool>, StoreError> {
     let Database::File(path) = database else { return Ok(None) };
-    let opened = connections(path, 1).await.map_err(|problem| problem.of(database))?;
+    let opened =
+        connections(path, 1, WRITER_CACHE).await.map_err(|problem| problem.of(database))?;
     Ok(Some(opened))
 }
 
-async fn connections(path: &Path, most: u32) -> Result<AnyPool, Problem> {
+/// `cache`: what each may keep of the file, in KiB.
+async fn connections(path: &Path, most: u32, cache: u32) -> Result<AnyPool, Problem> {
     let url = file_url(path).map_err(Problem::File)?;
     let pool = AnyPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(BUSY)
         // There is no network that it could have been lost to.
         .test_before_acquire(false)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
                 // The journal's mode is kept in the file; these are each connection's own. A longer
                 // journal is merged more rarely, and holds the pages that change often once.
                 connection
-                    .execute(
+                    .execute(AssertSqlSafe(format!(
                         "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
-                         PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-                         PRAGMA cache_size = -8000; PRAGMA temp_store = MEMORY",
-                    )
+                             PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+                             PRAGMA cache_size = -{cache}; PRAGMA temp_store = MEMORY"
+                    )))
                     .await?;
                 Ok(())
             })
