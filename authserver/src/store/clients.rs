@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction, any::AnyArguments, query::Query};
 
-use super::{Store, StoreError, list, time, to_json};
+use super::{Dialect, Store, StoreError, list, time, to_json};
 use crate::{
     client::{Client, ClientKind, GrantType},
     config::ClientConfig,
@@ -109,7 +109,7 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?;
         for gone in known.iter().filter(|id| !clients.iter().any(|client| client.id == **id)) {
-            delete(&mut tx, gone, SETTINGS, now).await?;
+            self.delete_client(&mut tx, gone, SETTINGS, now).await?;
         }
         for client in clients {
             bind(
@@ -176,8 +176,40 @@ impl Store {
     pub async fn remove_client(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         self.operators_client(id).await?;
         let mut tx = self.write().await?;
-        delete(&mut tx, id, OPERATOR, now).await?;
+        self.delete_client(&mut tx, id, OPERATOR, now).await?;
         tx.commit().await?;
+        Ok(())
+    }
+
+    /// Deletes a client, and withdraws all that it was given.
+    async fn delete_client(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        id: &str,
+        origin: &'static str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if self.dialect == Dialect::Postgres {
+            // Nobody gives it anything from now on, and what is being given is waited for.
+            sqlx::query("SELECT id FROM clients WHERE id = $1 FOR UPDATE")
+                .bind(id)
+                .fetch_optional(&mut **tx)
+                .await?;
+        }
+        // Before it goes, so that the gateways hear of its tokens; and the grants before them, so
+        // that whoever writes a token down at this moment does so before us, or not at all.
+        for statement in [
+            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2",
+            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
+             WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",
+        ] {
+            sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut **tx).await?;
+        }
+        sqlx::query("DELETE FROM clients WHERE id = $1 AND origin = $2")
+            .bind(id)
+            .bind(origin)
+            .execute(&mut **tx)
+            .await?;
         Ok(())
     }
 
@@ -224,30 +256,6 @@ impl Store {
             .fetch_one(&self.pool)
             .await?)
     }
-}
-
-/// Deletes a client, and withdraws all that it was given.
-async fn delete(
-    tx: &mut Transaction<'static, Any>,
-    id: &str,
-    origin: &'static str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    // Before it goes, so that the gateways hear of its tokens; and the grants before them, so that
-    // whoever writes a token down at this moment does so before us, or not at all.
-    for statement in [
-        "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2",
-        "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-         WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",
-    ] {
-        sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut **tx).await?;
-    }
-    sqlx::query("DELETE FROM clients WHERE id = $1 AND origin = $2")
-        .bind(id)
-        .bind(origin)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
 }
 
 fn bind<'q>(

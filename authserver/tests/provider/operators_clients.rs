@@ -1,15 +1,19 @@
 //! Clients that an operator makes by command, beside those of the settings.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
 };
 
 use authserver::{ClientConfig, GrantType, StoreError};
 use axum::{Json, Router, routing::get};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 
 use crate::support::*;
 
@@ -85,6 +89,31 @@ async fn with_a_client_goes_all_that_it_was_given() {
     let feed = server.request(Method::GET, "/internal/revocations");
     let feed = feed.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap().text().await.unwrap();
     assert!(feed.contains(text(&claims(access), "jti")), "{feed}");
+}
+
+#[tokio::test]
+async fn what_a_client_is_given_while_it_goes_is_withdrawn_too() {
+    let server = Server::start().await;
+    let secret = server.store.add_client(&hub(), server.now()).await.unwrap().unwrap();
+    sign_in(&server, &secret).await;
+    let begin = if on_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
+    let mut tx = pool(&server).await.begin_with(begin).await.unwrap();
+    for statement in [
+        "INSERT INTO grants (id, session_id, client_id, scope, created_at)
+         SELECT 'late', session_id, 'hub', scope, created_at FROM grants WHERE client_id = 'hub'",
+        "INSERT INTO access_tokens (jti, grant_id, expires_at)
+         SELECT 'late token', 'late', max(expires_at) FROM access_tokens",
+    ] {
+        sqlx::query(statement).execute(&mut *tx).await.unwrap();
+    }
+    let mut going = pin!(server.store.remove_client("hub", server.now()));
+    // It waits for what is being given.
+    assert!(timeout(Duration::from_millis(500), &mut going).await.is_err());
+    tx.commit().await.unwrap();
+    going.await.unwrap();
+    let feed = server.request(Method::GET, "/internal/revocations");
+    let feed = feed.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap().text().await.unwrap();
+    assert!(feed.contains("late token"), "{feed}");
 }
 
 #[tokio::test]
