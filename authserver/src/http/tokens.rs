@@ -92,7 +92,7 @@ pub(super) async fn create(
         let left = credential.expires_at.duration_since(bearer.caller.now);
         if SignedDuration::try_from(lifetime).is_ok_and(|lifetime| lifetime > left) {
             let text = "a token made with a personal token may not outlive it; give a shorter \
-                        expires_in or make it in the portal";
+                        expires_in, or ask an operator for one";
             return Err(ApiError::Forbidden(text));
         }
     }
