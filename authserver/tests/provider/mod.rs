@@ -13,6 +13,7 @@ mod keys;
 mod killed;
 mod lost_groups;
 mod operators_clients;
+mod passkey_counters;
 mod passkeys;
 mod pushed;
 mod revocations;

@@ -1,6 +1,7 @@
 //! A server on a port of its own, with a clock that the test turns, and a browser of sorts.
 
 pub mod authenticator;
+mod browser;
 pub mod keys;
 pub mod postgres;
 pub mod upstream;
@@ -26,6 +27,8 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use self::browser::Browser;
 
 pub const ISSUER: &str = "https://auth.localhost:8443";
 pub const CALLBACK: &str = "https://lab--alice.localhost:8443/.dormouse/callback";
@@ -354,73 +357,6 @@ pub fn authorize_with(changes: &[(&str, &str)]) -> String {
     let fields = fields.iter().filter(|(_, value)| !value.is_empty());
     let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
     format!("/authorize?{query}")
-}
-
-/// Keeps cookies, fills in the form, and stops at redirects.
-#[derive(Default)]
-pub struct Browser {
-    pub cookies: BTreeMap<String, String>,
-}
-
-impl Browser {
-    pub async fn send(&mut self, request: RequestBuilder) -> Response {
-        let cookies: Vec<String> =
-            self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let request = if cookies.is_empty() {
-            request
-        } else {
-            request.header(header::COOKIE, cookies.join("; "))
-        };
-        let response = request.send().await.unwrap();
-        for cookie in response.headers().get_all(header::SET_COOKIE) {
-            let text = cookie.to_str().unwrap();
-            assert!(text.contains("; Path=/; Secure; HttpOnly; SameSite=Lax"), "{text}");
-            let (name, value) = text.split(';').next().unwrap().split_once('=').unwrap();
-            assert!(name.starts_with("__Host-dormouse-"), "{name}");
-            if text.contains("Max-Age=0") {
-                self.cookies.remove(name);
-            } else {
-                self.cookies.insert(name.to_owned(), value.to_owned());
-            }
-        }
-        response
-    }
-
-    pub async fn open(&mut self, server: &Server, path: &str) -> Response {
-        self.send(server.request(Method::GET, path)).await
-    }
-
-    pub async fn submit(
-        &mut self,
-        server: &Server,
-        ticket: &str,
-        name: &str,
-        password: &str,
-    ) -> Response {
-        let form = [("ticket", ticket), ("name", name), ("password", password)];
-        let request = server.request(Method::POST, "/sign-in").header(header::ORIGIN, ISSUER);
-        self.send(request.form(&form)).await
-    }
-
-    /// Opens the request and signs in if asked; returns where the browser is sent.
-    pub async fn sign_in(&mut self, server: &Server, path: &str, name: &str) -> String {
-        let response = self.open(server, path).await;
-        if response.status() == StatusCode::SEE_OTHER {
-            return location(&response);
-        }
-        let ticket = ticket(&response.text().await.unwrap());
-        location(&self.submit(server, &ticket, name, PASSWORD).await)
-    }
-
-    /// A fresh code for the gate.
-    pub async fn code(&mut self, server: &Server) -> String {
-        self.code_of(server, "alice").await
-    }
-
-    pub async fn code_of(&mut self, server: &Server, name: &str) -> String {
-        let to = self.sign_in(server, &authorize_with(&[]), name).await;
-        query(&to)["code"].clone()
-    }
 }
 
 pub fn location(response: &Response) -> String {
