@@ -192,6 +192,8 @@ test('the page that is shown while a workload wakes', { ...needsBrowser, timeout
       await fillSignIn(page, alice);
       await page.getByRole('heading', { name: 'Waking never-ready' }).waitFor({ timeout: 60_000 });
       await page.getByRole('status').filter({ hasText: /\w/ }).waitFor();
+      const current = page.locator('[aria-current="step"]');
+      assert.equal(await current.count(), 1, 'which step it is at is not told by colour alone');
       await inspect(page, 'waking');
     });
   } finally {
