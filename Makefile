@@ -69,7 +69,7 @@ fuzz: ## Fuzz the parsers and compare the two engines, SECONDS each (cargo insta
 	cd fuzz && for target in $$(ls fuzz_targets | sed 's/\.rs$$//'); do \
 		mkdir -p corpus/$$target && \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s none $$target corpus/$$target seeds/$$target \
-			-- -max_total_time=$(SECONDS) -timeout=5 || exit 1; \
+			-- -max_total_time=$(SECONDS) -timeout=60 $$(ls $$target.dict 2>/dev/null | sed 's/^/-dict=/') || exit 1; \
 	done
 
 clean: ## Remove what was built and what `make dev` and `make test` installed and left

@@ -1,30 +1,42 @@
 //! The same bytes through the fast lane and through the general engine: see
 //! `proxy/tests/it/engines/mod.rs`, whose harness this is, for what is compared.
 //!
-//! The input is a request, a line `====`, and an answer; its first byte says where both are cut and
-//! whether the upstream closes.
+//! The input is two bytes that say how it goes (see `Case::of_bytes`), a request, a line `====`, and an
+//! answer. `TOKEN` stands for a good token, and `LONG` for very many bytes.
 #![no_main]
 #![allow(dead_code)]
 
 #[path = "../../proxy/tests/it/engines/canon.rs"]
 mod canon;
+#[path = "../../proxy/tests/it/engines/case.rs"]
+mod case;
 #[path = "../../proxy/tests/it/engines/harness.rs"]
 mod harness;
 #[path = "../../proxy/tests/it/issuer.rs"]
 mod issuer;
+#[path = "../../proxy/tests/it/engines/judge.rs"]
+mod judge;
 #[path = "../../proxy/tests/it/world.rs"]
 mod world;
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
 
-use harness::{Case, Pair};
+use case::Case;
+use harness::Pair;
 
 static PAIR: LazyLock<(Runtime, Pair)> = LazyLock::new(|| {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let pair = runtime.block_on(Pair::start());
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let pair = runtime.block_on(async {
+        // As in every other Rust program, writing to who has left is an error and no more.
+        let _ = signal(SignalKind::pipe()).unwrap();
+        Pair::start().await
+    });
     (runtime, pair)
 });
 

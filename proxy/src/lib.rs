@@ -15,6 +15,8 @@ mod io;
 mod lane;
 mod metrics;
 mod pages;
+#[doc(hidden)]
+pub mod parsers;
 mod redirect;
 mod seldom;
 mod session;

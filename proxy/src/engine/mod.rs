@@ -1,6 +1,7 @@
 //! The general engine: pingora, for whatever is neither an upgrade nor refused by the front.
 
 mod answer;
+mod framing;
 mod keep_alive;
 mod peer;
 mod watch;
@@ -10,7 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use domain::upstream::UpstreamProtocol;
 use futures::FutureExt;
-use http::{HeaderName, HeaderValue, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
@@ -366,11 +367,20 @@ impl ProxyHttp for Engine {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Exchange,
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        let status = response.status;
+        let bodiless = status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || is_head(session);
+        // Nobody asked for another protocol: upgrades are the tunnel's.
+        if status == StatusCode::SWITCHING_PROTOCOLS || !framing::is_clear(response, bodiless) {
+            let unclear = "the answer could be read in two ways";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, unclear).into_up());
+        }
         if let Some(trail) = &mut ctx.trail {
             trail.status = response.status.as_u16();
         }

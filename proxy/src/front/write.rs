@@ -4,6 +4,7 @@ use std::{fmt::Write as _, io};
 
 use bytes::Bytes;
 use http::StatusCode;
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::answer::{Answer, Body};
@@ -28,6 +29,10 @@ pub async fn write_answer(
         let value: String = value.chars().filter(|c| !c.is_control()).collect();
         let _ = write!(text, "{name}: {value}\r\n");
     }
+    // Who answers says when (RFC 9110, section 6.6.1).
+    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
+        let _ = write!(text, "Date: {date}\r\n");
+    }
     let connection = if close { "close" } else { "keep-alive" };
     let length = body.len();
     let _ = write!(text, "Content-Length: {length}\r\nConnection: {connection}\r\n\r\n");
@@ -37,4 +42,20 @@ pub async fn write_answer(
     }
     to.write_all(&bytes).await?;
     to.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{answer::Refusal, gate::head::Audience};
+
+    #[tokio::test]
+    async fn an_answer_says_when_it_was_made() {
+        let mut out = Vec::new();
+        let answer = Refusal::BadGateway.answer(Audience::Client);
+        write_answer(&mut out, &answer, true, true).await.unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let dates: Vec<_> = text.lines().filter(|line| line.starts_with("Date: ")).collect();
+        assert!(matches!(dates[..], [date] if date.ends_with(" GMT")), "{text}");
+    }
 }

@@ -205,8 +205,9 @@ impl<'a> Seen<'a> {
 }
 
 fn passes(field: &Field<'_>, all: &[Field<'_>], seen: &Seen<'_>, wanted: &Wanted<'_>) -> bool {
-    if field.name.len() == 10 && field.name.eq_ignore_ascii_case("set-cookie") {
-        return wanted.keep_cookies || scrub::keeps_set_cookie(field.value);
+    let cookie = field.name.len() == 10 && field.name.eq_ignore_ascii_case("set-cookie");
+    if cookie && !wanted.keep_cookies && !scrub::keeps_set_cookie(field.value) {
+        return false;
     }
     if wanted.hsts.is_some() && field.name.eq_ignore_ascii_case(HSTS) {
         return false;

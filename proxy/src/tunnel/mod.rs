@@ -1,9 +1,9 @@
 //! Upgraded streams: the handshake through the gate, and then both directions byte for byte with no
 //! time limit. A tunnel ends when one of its ends does, or when the gateway has to go.
 
-mod frames;
+pub mod frames;
 mod pump;
-mod response;
+pub mod response;
 
 use std::{io, net::IpAddr, time::Duration};
 

@@ -32,7 +32,7 @@ fn new_refresh_tokens(answer: &reqwest::Response) -> impl Iterator<Item = String
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_15_a_hundred_requests_on_two_replicas_share_one_successor() {
     let first = World::start().await;
-    let second = World::beside(&first).await;
+    let second = World::beside(&first, |_| {}).await;
     first.issuer.repeats.store(true, SeqCst);
     for seconds in [-120, 100] {
         let before = first.issuer.refreshes.load(SeqCst);

@@ -75,8 +75,8 @@ impl World {
     }
 
     /// Another replica, with the same issuer.
-    pub async fn beside(other: &World) -> Self {
-        Self::at(Some(other.issuer.clone()), |_| {}).await
+    pub async fn beside(other: &World, adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::at(Some(other.issuer.clone()), adjust).await
     }
 
     async fn at(issuer: Option<Arc<Issuer>>, adjust: impl FnOnce(&mut Config)) -> Self {

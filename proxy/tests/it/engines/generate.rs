@@ -1,23 +1,29 @@
 //! Requests and answers, most of them plain, and some a little odd.
 
-use std::time::Duration;
-
 use proptest::{prelude::*, sample::select};
 
-use super::harness::Case;
+use super::case::Case;
 use crate::world::HOST;
 
 pub fn case() -> impl Strategy<Value = Case> {
-    (request(), any::<prop::sample::Index>(), answer(), any::<prop::sample::Index>(), any::<bool>())
-        .prop_map(|(request, cut, (answer, must_close, odd), answer_cut, closes)| Case {
-            cut: cut.index(request.len() + 1),
-            answer_cut: answer_cut.index(answer.len() + 1),
-            closes: closes || must_close,
-            request,
-            answer,
-            odd,
-            patience: Duration::from_secs(10),
-        })
+    let cut = || any::<prop::sample::Index>();
+    (request(), cut(), answer(), cut(), any::<[bool; 4]>()).prop_map(
+        |(request, cut, (answer, must_close, odd), answer_cut, [closes, warm, apart, early])| {
+            let case = Case {
+                cut: cut.index(request.len() + 1),
+                answer_cut: answer_cut.index(answer.len() + 1),
+                closes: closes || must_close,
+                request,
+                answer,
+                odd,
+                warm,
+                apart,
+                early,
+                ..Case::default()
+            };
+            case.judged()
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = Vec<u8>> {

@@ -1,0 +1,64 @@
+//! Whether an answer ends where everybody thinks it does (RFC 9112, section 6). pingora passes on what
+//! it does not know, and leaves the client to guess.
+
+use http::{HeaderValue, Version, header};
+use pingora::http::ResponseHeader;
+
+/// At most one length, a number, and at most one coding: with a body, the chunked one of HTTP/1.1.
+/// `bodiless` for answers that have none, whatever their fields say.
+pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
+    let values = |name| response.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let mut lengths = values(header::CONTENT_LENGTH);
+    let mut codings = values(header::TRANSFER_ENCODING);
+    let number =
+        |length: &[u8]| (1..=18).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
+    let known = |coding: &[u8]| {
+        bodiless || response.version != Version::HTTP_10 && coding.eq_ignore_ascii_case(b"chunked")
+    };
+    lengths.next().is_none_or(number)
+        && codings.next().is_none_or(known)
+        && lengths.next().is_none()
+        && codings.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clear(fields: &[(&str, &str)], version: Version, bodiless: bool) -> bool {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        response.set_version(version);
+        for (name, value) in fields {
+            response.append_header((*name).to_owned(), *value).unwrap();
+        }
+        is_clear(&response, bodiless)
+    }
+
+    #[test]
+    fn attack_7_answers_that_could_be_read_in_two_ways() {
+        let now = |fields: &[(&str, &str)]| clear(fields, Version::HTTP_11, false);
+        let (length, coding) = ("content-length", "transfer-encoding");
+        for good in [
+            &[][..],
+            &[(length, "5")],
+            &[(coding, "Chunked")],
+            &[(coding, "chunked"), (length, "5")],
+        ] {
+            assert!(now(good), "{good:?}");
+        }
+        for bad in [
+            &[(length, "5"), (length, "5")][..],
+            &[(length, "5, 5")],
+            &[(length, "+5")],
+            &[(length, "")],
+            &[(length, "1234567890123456789")],
+            &[(coding, "gzip")],
+            &[(coding, "gzip, chunked")],
+            &[(coding, "chunked"), (coding, "chunked")],
+        ] {
+            assert!(!now(bad), "{bad:?}");
+        }
+        assert!(!clear(&[(coding, "chunked")], Version::HTTP_10, false));
+        assert!(clear(&[(coding, "gzip")], Version::HTTP_11, true));
+    }
+}
