@@ -136,4 +136,6 @@ class Handler(BaseHTTPRequestHandler):
 
 address, port = sys.argv[1], int(sys.argv[2])
 ThreadingHTTPServer.daemon_threads = True
+# The usual 5 overflow when a hundred connect at once, and TCP then waits for long before it tries again.
+ThreadingHTTPServer.request_queue_size = 256
 ThreadingHTTPServer((address, port), Handler).serve_forever()
