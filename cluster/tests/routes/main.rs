@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod scale;
 
 use std::{
     collections::BTreeSet,

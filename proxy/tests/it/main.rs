@@ -20,6 +20,7 @@ mod pki;
 mod pods;
 mod protocols;
 mod redirect;
+mod scale;
 mod security;
 mod sign_in;
 mod strictness;
