@@ -37,8 +37,8 @@ async fn a_token_gives_a_certificate_for_a_working_day() {
     // A replica has the same.
     let other = server.replica().await.get("/ssh/authority").await.text().await.unwrap();
     assert_eq!(other, authority);
-    let audit = server.audit();
-    assert!(audit.contains("certificate-issued") && audit.contains("Key SHA256:"), "{audit}");
+    let audit = server.audited("certificate-issued").await;
+    assert!(audit.contains("Key SHA256:"), "{audit}");
 
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

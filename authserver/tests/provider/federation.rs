@@ -82,8 +82,8 @@ async fn a_person_of_the_only_provider_signs_in_without_a_page_of_ours() {
     assert_eq!(id["groups"], json!(["people"]));
     assert_ne!(id["sub"], "u-1");
     assert_eq!(id["nonce"], "nonce-1");
-    let audit = server.audit();
-    assert!(audit.contains("person-added") && audit.contains("provider corp"), "{audit}");
+    let audit = server.audited("person-added").await;
+    assert!(audit.contains("provider corp"), "{audit}");
 
     // Now we know the browser: neither they nor we ask anything.
     let response = browser.open(&server, &authorize_with(&[])).await;
