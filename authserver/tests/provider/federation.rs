@@ -9,10 +9,7 @@ use authserver::ProviderConfig;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::support::{
-    upstream::{Upstream, is_there},
-    *,
-};
+use crate::support::{upstream::Upstream, *};
 
 /// A server that knows these providers; `local` says whether passwords count too.
 async fn server(upstreams: &[&Upstream], local: bool, more: Value) -> Server {
@@ -67,9 +64,6 @@ async fn page(response: reqwest::Response) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn a_person_of_the_only_provider_signs_in_without_a_page_of_ours() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     let server = server(&[&upstream], false, json!({ "group_map": { "staff": "people" } })).await;
@@ -108,9 +102,6 @@ async fn a_person_of_the_only_provider_signs_in_without_a_page_of_ours() {
 
 #[tokio::test]
 async fn groups_and_address_follow_at_each_sign_in_and_the_name_does_not() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     let server = server(&[&upstream], false, json!({})).await;
@@ -140,9 +131,6 @@ async fn groups_and_address_follow_at_each_sign_in_and_the_name_does_not() {
 
 #[tokio::test]
 async fn disabled_people_are_refused() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     let server = server(&[&upstream], false, json!({})).await;
@@ -173,9 +161,6 @@ async fn disabled_people_are_refused() {
 
 #[tokio::test]
 async fn while_the_provider_is_down_there_is_a_clear_page_and_sessions_live_on() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     let port = upstream.port;
     upstream.set("u-1", carol(), false).await;
@@ -224,9 +209,6 @@ async fn while_the_provider_is_down_there_is_a_clear_page_and_sessions_live_on()
 
 #[tokio::test]
 async fn an_account_is_not_taken_over_by_its_name_or_address() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     let alice = json!({
         "preferred_username": "alice", "email": "alice@example.com", "email_verified": true,
@@ -262,9 +244,6 @@ async fn an_account_is_not_taken_over_by_its_name_or_address() {
 
 #[tokio::test]
 async fn several_ways_to_sign_in_are_offered_on_one_page() {
-    if !is_there() {
-        return;
-    }
     let (corp, lab) = (Upstream::start("corp", 0), Upstream::start("lab", 0));
     lab.set("u-1", carol(), false).await;
     let server = server(&[&corp, &lab], true, json!({})).await;
@@ -290,9 +269,6 @@ async fn several_ways_to_sign_in_are_offered_on_one_page() {
 
 #[tokio::test]
 async fn attack_13_mix_up_of_issuers() {
-    if !is_there() {
-        return;
-    }
     let (corp, evil) = (Upstream::start("corp", 0), Upstream::start("evil", 0));
     corp.set("u-1", carol(), false).await;
     let server = server(&[&corp, &evil], false, json!({})).await;
@@ -334,9 +310,6 @@ async fn attack_13_mix_up_of_issuers() {
 
 #[tokio::test]
 async fn attack_13_state_nonce_and_code_of_an_upstream_sign_in_count_once_in_one_browser() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     upstream.set("u-9", json!({ "preferred_username": "mallory" }), false).await;
@@ -378,9 +351,6 @@ async fn attack_13_state_nonce_and_code_of_an_upstream_sign_in_count_once_in_one
 
 #[tokio::test]
 async fn who_has_to_prove_it_again_is_asked_again_by_the_provider() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     let server = server(&[&upstream], false, json!({})).await;
@@ -407,9 +377,6 @@ async fn who_has_to_prove_it_again_is_asked_again_by_the_provider() {
 
 #[tokio::test]
 async fn starting_many_sign_ins_is_slowed_down() {
-    if !is_there() {
-        return;
-    }
     let upstream = Upstream::start("corp", 0);
     let server = server(&[&upstream], false, json!({})).await;
     let go = |address: &'static str| {

@@ -32,24 +32,12 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/upstream")
 }
 
-/// False, with the reason printed, where it cannot run.
-pub fn is_there() -> bool {
-    let node = Command::new("node").arg("--version").output();
-    let reason = if !node.is_ok_and(|output| output.status.success()) {
-        "node is not installed"
-    } else if !folder().join("node_modules/oidc-provider").exists() {
-        "its packages are not installed"
-    } else {
-        return true;
-    };
-    println!("skipped: the upstream provider cannot run: {reason}; run scripts/setup test");
-    false
-}
-
 impl Upstream {
     /// For the provider of that id in our settings. Port 0 takes any.
     pub fn start(id: &str, port: u16) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let installed = folder().join("node_modules/oidc-provider").exists();
+        assert!(installed, "oidc-provider is not installed; run scripts/setup test");
         let mut node = Command::new("node")
             .arg(folder().join("upstream.js"))
             .arg(format!("{ISSUER}/sign-in/from/{id}"))
@@ -59,7 +47,7 @@ impl Upstream {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
+            .expect("node is installed; run scripts/setup test");
         let mut lines = BufReader::new(node.stdout.take().unwrap()).lines().map_while(Result::ok);
         let port = lines.find_map(|line| line.parse().ok());
         let port = port.expect("the upstream provider starts");
