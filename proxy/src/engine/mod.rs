@@ -4,14 +4,15 @@ mod answer;
 mod framing;
 mod keep_alive;
 mod peer;
+mod request;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use domain::upstream::UpstreamProtocol;
 use futures::FutureExt;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderName, StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
@@ -23,19 +24,21 @@ use pingora::{
 };
 use tokio::time::Instant;
 
-use self::watch::Trail;
+use self::{
+    request::{Borrowed, client, host_of},
+    watch::Trail,
+};
 use crate::{
     access_log,
     answer::Refusal,
     config,
     front::{
         chunked::Malformed,
-        head::{FIELDS_MAX, NO_SUCH_EXPECTATION},
         pace::{Pace, TooSlow},
     },
     gate::{
         Admitted, Gate, Verdict,
-        head::{Audience, Field, Head},
+        head::Audience,
         is_own_path,
         live::LOOK_EVERY,
         scrub::{self, Scrub, Trust},
@@ -114,58 +117,6 @@ impl Exchange {
     }
 }
 
-/// The parts of pingora's request that a [`Head`] borrows.
-struct Borrowed<'a> {
-    authority: &'a str,
-    target: &'a str,
-    method: &'a str,
-    fields: Vec<Field<'a>>,
-}
-
-impl<'a> Borrowed<'a> {
-    fn of(request: &'a RequestHeader) -> Result<Self, Refusal> {
-        let bad = Refusal::BadRequest;
-        let target = std::str::from_utf8(request.raw_path())
-            .map_err(|_| bad("The request target is not a plain path"))?;
-        if !target.starts_with('/') || !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-            return Err(bad("The request target is not a plain path"));
-        }
-        let mut hosts = request.headers.get_all(header::HOST).iter();
-        let host = hosts.next().map(HeaderValue::to_str).transpose();
-        let host = host.map_err(|_| bad("The Host header is malformed"))?;
-        let authority = request.uri.authority().map(|authority| authority.as_str());
-        let same = host.is_none() || authority.is_none() || host == authority;
-        if hosts.next().is_some() || !same {
-            return Err(bad("There are two hosts"));
-        }
-        let authority = authority.or(host).ok_or(bad("There is no Host header"))?;
-        let mut expectations = request.headers.get_all(header::EXPECT).iter();
-        let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-        if expectations.next().is_some_and(|value| !plain(value)) || expectations.next().is_some() {
-            return Err(bad(NO_SUCH_EXPECTATION));
-        }
-        if request.headers.len() > FIELDS_MAX {
-            return Err(Refusal::HeadTooLarge);
-        }
-        let fields = request
-            .headers
-            .iter()
-            .map(|(name, value)| Field { name: name.as_str(), value: value.as_bytes() })
-            .collect();
-        Ok(Self { authority, target, method: request.method.as_str(), fields })
-    }
-
-    fn head(&self) -> Head<'_> {
-        let Self { authority, target, method, fields } = self;
-        Head { method, target, authority, fields }
-    }
-}
-
-fn client(session: &Session) -> SocketAddr {
-    let address = session.client_addr().and_then(|address| address.as_inet());
-    address.copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
-}
-
 /// Whether a field of an answer is for the connection to the upstream only.
 fn ends_here(name: &HeaderName, response: &ResponseHeader) -> bool {
     let options = response.headers.get_all(header::CONNECTION).iter();
@@ -177,12 +128,6 @@ fn ends_here(name: &HeaderName, response: &ResponseHeader) -> bool {
 fn is_found<T: std::error::Error + 'static>(error: &Error) -> bool {
     let io = error.root_cause().downcast_ref::<std::io::Error>();
     io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<T>())
-}
-
-fn host_of(request: &RequestHeader) -> &str {
-    let host = request.uri.authority().map(|authority| authority.as_str());
-    let host = host.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
-    host.unwrap_or_default()
 }
 
 fn is_head(session: &Session) -> bool {

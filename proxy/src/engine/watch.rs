@@ -16,7 +16,10 @@ use pingora::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Engine, client};
+use super::{
+    Engine,
+    request::{client, host_of},
+};
 use crate::{
     access_log,
     gate::{Admitted, Destination, Gate, live::LOOK_EVERY},
@@ -116,7 +119,7 @@ impl Trail {
             started,
             from: client(session).ip().to_canonical(),
             method: request.method.clone(),
-            host: super::host_of(request).to_owned(),
+            host: host_of(request).to_owned(),
             path: path.split('?').next().unwrap_or_default().to_owned(),
             user: admitted.user().map(str::to_owned),
             status: 0,
