@@ -4,6 +4,8 @@
 use http::{HeaderValue, Version, header};
 use pingora::http::ResponseHeader;
 
+use crate::lane::{ANSWER_FIELDS_MAX, ANSWER_HEAD_MAX};
+
 /// At most one length, a number, and at most one coding: with a body, the chunked one of HTTP/1.1.
 /// `bodiless` for answers that have none, whatever their fields say.
 pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
@@ -21,6 +23,13 @@ pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
         && codings.next().is_none()
 }
 
+/// Whether the head is one that the fast lane would take, as far as can be told: white space is gone.
+pub fn is_bounded(response: &ResponseHeader) -> bool {
+    let fields = response.headers.iter();
+    let length: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 3).sum();
+    length <= ANSWER_HEAD_MAX && response.headers.len() <= ANSWER_FIELDS_MAX
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,6 +41,19 @@ mod tests {
             response.append_header((*name).to_owned(), *value).unwrap();
         }
         is_clear(&response, bodiless)
+    }
+
+    #[test]
+    fn heads_are_bounded() {
+        let with = |count: usize, length: usize| {
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            for _ in 0..count {
+                response.append_header("x", "y".repeat(length)).unwrap();
+            }
+            is_bounded(&response)
+        };
+        assert!(with(ANSWER_FIELDS_MAX, 100) && with(3, 20_000));
+        assert!(!with(ANSWER_FIELDS_MAX + 1, 1) && !with(4, 20_000));
     }
 
     #[test]

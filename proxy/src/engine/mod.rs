@@ -322,9 +322,12 @@ impl ProxyHttp for Engine {
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
             || is_head(session);
         // Nobody asked for another protocol: upgrades are the tunnel's.
-        if status == StatusCode::SWITCHING_PROTOCOLS || !framing::is_clear(response, bodiless) {
-            let unclear = "the answer could be read in two ways";
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, unclear).into_up());
+        if status == StatusCode::SWITCHING_PROTOCOLS
+            || !framing::is_clear(response, bodiless)
+            || !framing::is_bounded(response)
+        {
+            let why = "the answer could be read in two ways, or its head is too large";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
         if let Some(trail) = &mut ctx.trail {
             trail.status = response.status.as_u16();

@@ -13,7 +13,8 @@ use crate::{
 
 /// Longest head of an answer, in bytes.
 pub const HEAD_MAX: usize = 64 * 1024;
-const FIELDS_MAX: usize = 200;
+/// Most fields of it.
+pub const FIELDS_MAX: usize = 200;
 const HSTS: &str = "Strict-Transport-Security";
 
 /// How the body is delimited on its way from the upstream (RFC 9112, section 6.3).
@@ -74,7 +75,7 @@ pub fn read(
         &mut fields,
     );
     let length = match parsed {
-        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Ok(None),
         _ => return Err(Malformed),
     };

@@ -44,7 +44,10 @@ use crate::{
     upstream::{CONNECT_PATIENCE, CONNECT_TIMEOUT, Picked, Tried},
 };
 
-pub use self::deadline::Deadline;
+pub use self::{
+    answer::{FIELDS_MAX as ANSWER_FIELDS_MAX, HEAD_MAX as ANSWER_HEAD_MAX},
+    deadline::Deadline,
+};
 
 /// For an answer of our own to be taken by the client.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);

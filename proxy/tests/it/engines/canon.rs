@@ -155,6 +155,10 @@ impl Message {
 pub fn sound(mut bytes: &[u8], head_only: bool, closed: bool) -> Option<Message> {
     loop {
         let end = find(bytes, b"\r\n\r\n")?;
+        // Both engines take no longer heads.
+        if end + 4 > 64 * 1024 || bytes[..end].iter().filter(|&&b| b == b'\n').count() > 200 {
+            return None;
+        }
         let head = text(&bytes[..end]);
         let mut lines = head.split("\r\n");
         let start = lines.next().unwrap_or_default();
