@@ -29,8 +29,11 @@ pub fn judge(case: &Case, lane: &Seen, general: &Seen) -> Result<(), String> {
     let several = case.request.windows(8).filter(|part| part == b" HTTP/1.").count() > 1;
     let once = ["POST ", "PATCH "].iter().any(|method| case.request.starts_with(method.as_bytes()));
     if case.odd && !once && (case.warm || several) {
-        lane.upstream.dedup();
-        general.upstream.dedup();
+        for seen in [&mut lane, &mut general] {
+            seen.upstream.dedup();
+            // What was said on the way to it, is then said again.
+            seen.client.dedup_by(|a, b| a == b && a.status() < 200);
+        }
     }
     if case.early {
         // How much of a body still leaves once the answer is there, is up to each.
