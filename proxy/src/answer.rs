@@ -230,15 +230,15 @@ impl Refusal {
             ),
             Self::TooMany(exceeded) => {
                 let whose = match exceeded.scope() {
-                    Scope::Person => "you",
-                    Scope::Token => "this token",
-                    Scope::Route => "this program",
-                    Scope::Address | Scope::Connection => "this address without signing in",
+                    Scope::Person => "you may send",
+                    Scope::Token => "this token may send",
+                    Scope::Route => "this program takes",
+                    Scope::Address | Scope::Connection => "may come from here without signing in",
                 };
                 let wait = exceeded.retry_after();
                 let detail = match exceeded {
-                    Exceeded::Rate { .. } => format!("That was more than the share of {whose}. Try again in {wait} s."),
-                    Exceeded::Concurrent { most, .. } => format!("The share of {whose} is {most} at a time. Try again when one has ended."),
+                    Exceeded::Rate { .. } => format!("These are more requests than {whose}. Try again in {wait} s."),
+                    Exceeded::Concurrent { most, .. } => format!("These are more requests at a time than {whose}: {most}. Try again when one has ended."),
                 };
                 words(429, "Too many requests", detail, Some(wait))
             }
