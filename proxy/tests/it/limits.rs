@@ -51,7 +51,7 @@ async fn a_person_past_their_rate_is_told_when_to_come_again() {
         assert_eq!(field(&answer, "content-type"), "application/problem+json");
         let problem: serde_json::Value = answer.json().await.unwrap();
         assert_eq!(problem["status"], 429);
-        assert!(problem["detail"].as_str().unwrap().contains("share of you"), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("than you may send"), "{problem}");
     }
     assert_eq!(get(&world, &world.client(true), "bob").await.status(), 404, "bob has his own");
 }
