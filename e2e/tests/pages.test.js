@@ -111,6 +111,14 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await fillSignIn(page, alice);
     await page.getByRole('heading', { name: 'Your account' }).waitFor();
     await inspect(page, 'account');
+    await page.locator('summary', { hasText: 'New token' }).click();
+    await page.locator('summary', { hasText: 'New key' }).click();
+    await inspect(page, 'account-forms');
+    await page.getByLabel('Public key').fill('ssh-ed25519 AAAA');
+    await page.getByRole('button', { name: 'Add the key' }).click();
+    await page.getByRole('alert').filter({ hasText: 'damaged' }).waitFor();
+    assert.equal(await page.getByLabel('Public key').inputValue(), 'ssh-ed25519 AAAA', 'what was typed is kept');
+    await inspect(page, 'account-refused');
     await page.goto(issuer);
     await inspect(page, 'home');
     await page.goto(`${issuer}/device`);
@@ -131,6 +139,51 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await page.getByRole('button', { name: 'Sign out' }).click();
     await page.getByRole('heading', { name: 'You are signed out' }).waitFor();
     await inspect(page, 'signed-out-of-workloads');
+  });
+});
+
+test('a token made on the account page, without scripts, calls an app', { ...needsBrowser, timeout: 120_000 }, async () => {
+  const call = async (token) => {
+    const args = ['--silent', '--cacert', instance.ready.ca, '--config', '-', instance.url('echo')];
+    const [{ hostname, port }, input] = [new URL(instance.url('echo')), `header = "Authorization: Bearer ${token}"`];
+    const result = await run('curl', ['--resolve', `${hostname}:${port}:127.0.0.1`, '--write-out', '\n%{http_code}', ...args], { input });
+    assert.equal(result.code, 0, result.stderr);
+    return result.stdout.trim().split('\n').at(-1);
+  };
+  await withPage(browser, 'pages-token', { javaScriptEnabled: false }, async (page) => {
+    await page.goto(`${issuer}/account`);
+    await fillSignIn(page, alice);
+    await page.locator('summary', { hasText: 'New token' }).click();
+    await page.getByLabel('Name of the new token').fill('from a browser');
+    await page.getByLabel('Expires in').selectOption('1 day');
+    await page.getByRole('button', { name: 'Make the token' }).click();
+    await page.getByRole('heading', { name: 'Your new token' }).waitFor();
+    const token = await page.getByLabel('Token').inputValue();
+    assert.ok(!page.url().includes(token));
+    assert.equal(await call(token), '200');
+    await page.getByRole('link', { name: 'Your account' }).click();
+    assert.ok(!(await page.content()).includes(token), 'it is shown once');
+    const line = page.getByRole('listitem').filter({ hasText: 'from a browser' });
+    await line.locator('summary').click();
+    await line.getByRole('button', { name: /Withdraw for good/ }).click();
+    await line.waitFor({ state: 'detached' });
+    await until('the gateway to refuse it', async () => (await call(token)) === '401');
+  });
+});
+
+test('the page that shows a new token', { ...needsBrowser, timeout: 120_000 }, async () => {
+  await withPage(browser, 'pages-new-token', {}, async (page) => {
+    await page.goto(`${issuer}/account`);
+    await fillSignIn(page, alice);
+    await page.locator('summary', { hasText: 'New token' }).click();
+    await page.getByLabel('Name of the new token').fill('looked at');
+    await page.getByLabel('Only this workload (optional)').fill('alice/echo');
+    await page.getByRole('button', { name: 'Make the token' }).click();
+    await page.getByRole('heading', { name: 'Your new token' }).waitFor();
+    await inspect(page, 'new-token');
+    const stops = await tabStops(page);
+    assert.deepEqual(stops.map(({ text }) => text), ['Token', 'Your account']);
+    assert.ok(stops.every(({ outlined }) => outlined), 'what has the focus is seen to have it');
   });
 });
 

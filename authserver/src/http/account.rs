@@ -1,4 +1,8 @@
-//! The page where people see to their own account: passkeys are added and removed there.
+//! The page where people see to their own account: passkeys, access tokens and SSH keys are added
+//! and removed there.
+
+pub(super) mod ssh_keys;
+pub(super) mod tokens;
 
 use axum::{
     Json,
@@ -14,7 +18,7 @@ use webauthn_rs::prelude::PasskeyRegistration;
 
 use super::{
     Caller, authorize,
-    error::{ApiError, PageError},
+    error::{ApiError, PageError, sentence},
     pages::{self, AccountPage, PasskeyLine},
     params::Params,
     passkeys::{Challenge, check_script},
@@ -32,7 +36,7 @@ pub(super) const ACCOUNT: &str = "/account";
 /// Where people prove again that it is them.
 const CONFIRM: &str = "/account/confirm";
 
-/// How long after signing in passkeys may be changed, in seconds: a browser that was left open, or
+/// How long after signing in anything may be changed, in seconds: a browser that was left open, or
 /// a stolen cookie, must not become a way in for good.
 const FRESH: i64 = 15 * 60;
 
@@ -42,7 +46,7 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Response, PageError> {
     match authorize::session(&app, &headers, caller.now).await? {
-        Some(session) => page(&app, &headers, caller, &session, StatusCode::OK, "").await,
+        Some(session) => page(&app, &headers, caller, &session, Answer::default()).await,
         None => sign_in::begin(&app, &headers, caller, &Next::Account).await,
     }
 }
@@ -93,7 +97,8 @@ pub(super) async fn add(
         return Ok(authorize::see_other(ACCOUNT));
     };
     let again = async |status, problem: String| {
-        page(&app, &headers, caller, &session, status, &problem).await
+        page(&app, &headers, caller, &session, Answer { status, problem, ..Answer::default() })
+            .await
     };
     let form = Params::parse(&form);
     let challenge = Challenge::<PasskeyRegistration>::open(
@@ -160,14 +165,37 @@ pub(super) async fn remove(
     Ok(authorize::see_other(ACCOUNT))
 }
 
+/// For who opens the address of a form.
+pub(super) async fn back() -> Response {
+    authorize::see_other(ACCOUNT)
+}
+
+/// What the page says to what was sent.
+#[derive(Default)]
+struct Answer {
+    status: StatusCode,
+    problem: String,
+    /// Forms that are shown again, as they were filled in.
+    token: Option<tokens::Form>,
+    key: Option<ssh_keys::Form>,
+}
+
+impl Answer {
+    fn late() -> Self {
+        let problem = "It is a while since you signed in. Sign in again, then repeat that.";
+        Self { status: StatusCode::FORBIDDEN, problem: problem.to_owned(), ..Self::default() }
+    }
+}
+
 async fn page(
     app: &Server,
     headers: &HeaderMap,
     caller: Caller,
     session: &Session,
-    status: StatusCode,
-    problem: &str,
+    answer: Answer,
 ) -> Result<Response, PageError> {
+    let own_tokens = tokens::lines(app, session, caller.now).await?;
+    let own_keys = app.store.ssh_keys(&session.person.subject).await?;
     let local = may_have_passkeys(app, session).await?;
     let passkeys = app.store.passkeys(&session.person.subject).await?;
     let lines = passkeys.iter().map(|passkey| PasskeyLine {
@@ -185,9 +213,14 @@ async fn page(
         fresh: is_fresh(session, caller.now),
         confirm: CONFIRM,
         passkeys: lines.collect(),
-        problem,
+        tokens: own_tokens,
+        new_token: tokens::NewToken::new(app, answer.token),
+        keys: own_keys.into_iter().map(ssh_keys::Line::from).collect(),
+        new_key_opened: answer.key.is_some(),
+        new_key: answer.key.unwrap_or_default(),
+        problem: &answer.problem,
     };
-    let mut response = pages::scripted_form(status, &page, None);
+    let mut response = pages::scripted_form(answer.status, &page, None);
     if let (_, Some(cookie)) = form_cookie(headers) {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
@@ -205,12 +238,6 @@ fn is_fresh(session: &Session, now: Timestamp) -> bool {
 /// `2026-11-24`, in UTC.
 fn day(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d").to_string()
-}
-
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}.", letters.as_str())
 }
 
 fn record(app: &Server, caller: Caller, session: &Session, did: &str, name: &str) {

@@ -6,10 +6,15 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
-use domain::identity::{CredentialKind, Identity};
+use domain::identity::{Credential, CredentialKind, Identity};
+use runtime::audit::{Event, Outcome};
 
 use super::{Caller, error::ApiError};
-use crate::{scope, server::App, store::Person};
+use crate::{
+    scope,
+    server::{App, Server},
+    store::Person,
+};
 
 /// Whose token it is: verified as the gateways do, and then asked of the database, since here a
 /// token that was withdrawn a moment ago must not count.
@@ -19,7 +24,35 @@ pub(super) struct Bearer {
     pub caller: Caller,
 }
 
+/// Who changes their own account.
+pub(super) struct Actor<'a> {
+    pub person: &'a Person,
+    /// The token that allows it; none on the account page, where a session does.
+    pub credential: Option<&'a Credential>,
+    pub caller: Caller,
+}
+
+impl Actor<'_> {
+    pub fn record(&self, app: &Server, did: &str, to: &str) {
+        let event = Event {
+            who: Some(self.person.name.as_str()),
+            did,
+            to: Some(to),
+            from: Some(self.caller.address),
+            credential: self.credential,
+            outcome: Outcome::Allowed,
+            detail: None,
+        };
+        app.audit.record(self.caller.now, event);
+    }
+}
+
 impl Bearer {
+    pub fn actor(&self) -> Actor<'_> {
+        let credential = Some(&self.identity.credential);
+        Actor { person: &self.person, credential, caller: self.caller }
+    }
+
     pub fn needs(&self, scope: &'static str) -> Result<(), ApiError> {
         let has = self.identity.credential.scopes.iter().any(|own| own == scope);
         if has { Ok(()) } else { Err(ApiError::Scope(scope)) }

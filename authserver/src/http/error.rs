@@ -69,6 +69,31 @@ pub(super) enum ApiError {
     Store(StoreError),
 }
 
+impl ApiError {
+    /// What a person did wrong, as a page says it; a page of its own when it was not them.
+    pub fn on_page(self) -> Result<(StatusCode, String), PageError> {
+        let (status, detail) = match self {
+            Self::BadRequest(detail) => (StatusCode::BAD_REQUEST, detail),
+            Self::Forbidden(detail) => (StatusCode::FORBIDDEN, detail.to_owned()),
+            Self::NotFound(detail) => (StatusCode::NOT_FOUND, detail.to_owned()),
+            Self::Conflict(detail) => (StatusCode::CONFLICT, detail),
+            Self::Store(error) => return Err(error.into()),
+            Self::Unauthorized(_) | Self::Scope(_) | Self::Passkeys => {
+                let text = "That is not possible here. Open the page again.";
+                return Err(PageError::bad_request(text));
+            }
+        };
+        Ok((status, sentence(&detail)))
+    }
+}
+
+/// With a capital letter and a full stop.
+pub(super) fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}.", letters.as_str())
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {

@@ -7,6 +7,8 @@ use axum::{
 };
 use url::Url;
 
+use super::account::{ssh_keys, tokens};
+
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 pub(super) struct SignInPage<'a> {
@@ -86,6 +88,12 @@ pub(super) struct AccountPage<'a> {
     /// Where to go when not.
     pub confirm: &'a str,
     pub passkeys: Vec<PasskeyLine<'a>>,
+    pub tokens: Vec<tokens::Line>,
+    pub new_token: tokens::NewToken,
+    pub keys: Vec<ssh_keys::Line>,
+    pub new_key: ssh_keys::Form,
+    /// Whether the form for it is shown at once.
+    pub new_key_opened: bool,
     pub problem: &'a str,
 }
 
@@ -96,6 +104,19 @@ pub(super) struct PasskeyLine<'a> {
     pub added: String,
     pub used: Option<String>,
     pub blocked: bool,
+}
+
+/// A token, this once.
+#[derive(Template)]
+#[template(path = "token.html")]
+pub(super) struct TokenPage<'a> {
+    pub name: &'a str,
+    pub expires: &'a str,
+    pub token: &'a str,
+    /// What it opens, if it opens workloads.
+    pub address: Option<&'a str>,
+    /// Whether that is a workload's own, and not a pattern.
+    pub exact: bool,
 }
 
 #[derive(Template)]
@@ -147,6 +168,11 @@ pub(super) fn scripted_form(
 ) -> Response {
     let target = target.map(|target| format!(" {target}")).unwrap_or_default();
     render(status, page, &format!("'self'{target}"), " script-src 'self'; connect-src 'self';")
+}
+
+/// A page with nothing but something to read.
+pub(super) fn plain(page: &impl Template) -> Response {
+    render(StatusCode::OK, page, "'none'", "")
 }
 
 pub(super) fn message(

@@ -6,17 +6,17 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use runtime::audit::{Event, Outcome};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    bearer::{AccountBearer, Bearer},
+    bearer::{AccountBearer, Actor},
     error::ApiError,
 };
 use crate::{
     server::{App, Server},
     ssh_key::PublicKey,
+    store::SshKey,
 };
 
 #[derive(Deserialize)]
@@ -47,12 +47,21 @@ pub(super) async fn add(
     body: Result<Json<NewKey>, JsonRejection>,
 ) -> Result<Response, ApiError> {
     let Json(new) = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    let key = PublicKey::parse(&new.public_key)
-        .map_err(|error| ApiError::BadRequest(error.to_string()))?;
-    let key =
-        app.store.register_ssh_key(&bearer.person, &new.name, &key, bearer.caller.now).await?;
-    changed(&app, &bearer, "key-added", &key.fingerprint).await?;
+    let key = register(&app, &bearer.actor(), &new.name, &new.public_key).await?;
     Ok((StatusCode::CREATED, Json(key)).into_response())
+}
+
+/// `line` is a public key as people paste it.
+pub(super) async fn register(
+    app: &Server,
+    actor: &Actor<'_>,
+    name: &str,
+    line: &str,
+) -> Result<SshKey, ApiError> {
+    let key = PublicKey::parse(line).map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    let key = app.store.register_ssh_key(actor.person, name, &key, actor.caller.now).await?;
+    changed(app, actor, "key-added", &key.fingerprint).await?;
+    Ok(key)
 }
 
 /// By `name`, or by `public_key`.
@@ -70,7 +79,7 @@ pub(super) async fn remove(
             .to_owned(),
         _ => return Err(ApiError::BadRequest("give either name or public_key".to_owned())),
     };
-    take_away(&app, &bearer, &which).await
+    take_away(&app, &bearer.actor(), &which).await
 }
 
 pub(super) async fn remove_by_id(
@@ -78,27 +87,23 @@ pub(super) async fn remove_by_id(
     AccountBearer(bearer): AccountBearer,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    take_away(&app, &bearer, &id).await
+    take_away(&app, &bearer.actor(), &id).await
 }
 
-async fn take_away(app: &Server, bearer: &Bearer, which: &str) -> Result<StatusCode, ApiError> {
-    if !app.store.remove_ssh_key(&bearer.person.subject, which).await? {
+/// By id, name or fingerprint.
+pub(super) async fn take_away(
+    app: &Server,
+    actor: &Actor<'_>,
+    which: &str,
+) -> Result<StatusCode, ApiError> {
+    if !app.store.remove_ssh_key(&actor.person.subject, which).await? {
         return Err(ApiError::NotFound("you have no such key"));
     }
-    changed(app, bearer, "key-removed", which).await?;
+    changed(app, actor, "key-removed", which).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn changed(app: &Server, bearer: &Bearer, did: &str, key: &str) -> Result<(), ApiError> {
-    let event = Event {
-        who: Some(bearer.person.name.as_str()),
-        did,
-        to: Some(&format!("Key {key}")),
-        from: Some(bearer.caller.address),
-        credential: Some(&bearer.identity.credential),
-        outcome: Outcome::Allowed,
-        detail: None,
-    };
-    app.audit.record(bearer.caller.now, event);
+async fn changed(app: &Server, actor: &Actor<'_>, did: &str, key: &str) -> Result<(), ApiError> {
+    actor.record(app, did, &format!("Key {key}"));
     Ok(app.check_feed().await?)
 }

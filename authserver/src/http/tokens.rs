@@ -10,12 +10,11 @@ use axum::{
 };
 use domain::{identity::CredentialKind, token::TYP};
 use jiff::SignedDuration;
-use runtime::audit::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    bearer::{AccountBearer, Bearer},
+    bearer::{AccountBearer, Actor},
     error::ApiError,
 };
 use crate::{
@@ -43,11 +42,11 @@ pub(super) struct NewToken {
 }
 
 #[derive(Serialize)]
-struct Created {
+pub(super) struct Created {
     /// Shown this once.
-    token: String,
+    pub token: String,
     #[serde(flatten)]
-    record: PersonalToken,
+    pub record: PersonalToken,
 }
 
 pub(super) async fn list(
@@ -69,25 +68,13 @@ pub(super) async fn create(
     let credential = &bearer.identity.credential;
     let own = credential.scopes.join(" ");
     let scope = match &new.scope {
-        Some(requested) => {
-            let granted = scope::allowed(requested, |one| scope::contains(&own, one)).join(" ");
-            if granted.split(' ').count() != requested.split_ascii_whitespace().count() {
-                let text = format!("a token may have these scopes: {own}");
-                return Err(ApiError::BadRequest(text));
-            }
-            granted
-        }
+        Some(requested) => narrowed(requested, &own)?,
         None => {
             let most = if new.workload.is_some() { scope::LIMITED } else { scope::PERSONAL };
             scope::allowed(most, |one| scope::contains(&own, one)).join(" ")
         }
     };
-    let lifetime = new.expires_in.map_or(LIFETIME.min(app.personal_token_max), Duration::from_secs);
-    let longest = app.personal_token_max.as_secs();
-    if !(LIFETIME_MIN..=longest).contains(&lifetime.as_secs()) {
-        let text = format!("expires_in must be between {LIFETIME_MIN} and {longest} seconds");
-        return Err(ApiError::BadRequest(text));
-    }
+    let lifetime = lifetime(&app, new.expires_in)?;
     if credential.kind == CredentialKind::PersonalAccessToken {
         let left = credential.expires_at.duration_since(bearer.caller.now);
         if SignedDuration::try_from(lifetime).is_ok_and(|lifetime| lifetime > left) {
@@ -103,14 +90,42 @@ pub(super) async fn create(
         scope: &scope,
         workload: new.workload.as_deref(),
     };
-    let (claims, record) = app
-        .store
-        .record_personal_token(&app.issuer, &bearer.person, &new, bearer.caller.now)
-        .await?;
+    let created = issue(&app, &bearer.actor(), &new).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+/// All of `requested`, if that is no more than `own`.
+pub(super) fn narrowed(requested: &str, own: &str) -> Result<String, ApiError> {
+    let granted = scope::allowed(requested, |one| scope::contains(own, one));
+    if granted.is_empty() || granted.len() != requested.split_ascii_whitespace().count() {
+        let text = format!("a token may have these scopes: {own}");
+        return Err(ApiError::BadRequest(text));
+    }
+    Ok(granted.join(" "))
+}
+
+/// `expires_in` is in seconds.
+pub(super) fn lifetime(app: &Server, expires_in: Option<u64>) -> Result<Duration, ApiError> {
+    let lifetime = expires_in.map_or(LIFETIME.min(app.personal_token_max), Duration::from_secs);
+    let longest = app.personal_token_max.as_secs();
+    if !(LIFETIME_MIN..=longest).contains(&lifetime.as_secs()) {
+        let text = format!("expires_in must be between {LIFETIME_MIN} and {longest} seconds");
+        return Err(ApiError::BadRequest(text));
+    }
+    Ok(lifetime)
+}
+
+pub(super) async fn issue(
+    app: &Server,
+    actor: &Actor<'_>,
+    new: &NewPersonalToken<'_>,
+) -> Result<Created, ApiError> {
+    let made = app.store.record_personal_token(&app.issuer, actor.person, new, actor.caller.now);
+    let (claims, record) = made.await?;
     let token = app.ring.sign(TYP, &claims).map_err(StoreError::from)?;
     app.metrics.tokens_issued.with_label_values(&["personal"]).inc();
-    audit(&app, &bearer, "token-issued", &record.id);
-    Ok((StatusCode::CREATED, Json(Created { token, record })).into_response())
+    actor.record(app, "token-issued", &format!("Token {}", record.id));
+    Ok(Created { token, record })
 }
 
 pub(super) async fn revoke(
@@ -118,23 +133,17 @@ pub(super) async fn revoke(
     AccountBearer(bearer): AccountBearer,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let subject = &bearer.person.subject;
-    if !app.store.revoke_personal_token(subject, &id, bearer.caller.now).await? {
-        return Err(ApiError::NotFound("you have no such token"));
-    }
-    audit(&app, &bearer, "token-revoked", &id);
-    Ok(StatusCode::NO_CONTENT)
+    withdraw(&app, &bearer.actor(), &id).await
 }
 
-fn audit(app: &Server, bearer: &Bearer, did: &str, id: &str) {
-    let event = Event {
-        who: Some(bearer.person.name.as_str()),
-        did,
-        to: Some(&format!("Token {id}")),
-        from: Some(bearer.caller.address),
-        credential: Some(&bearer.identity.credential),
-        outcome: Outcome::Allowed,
-        detail: None,
-    };
-    app.audit.record(bearer.caller.now, event);
+pub(super) async fn withdraw(
+    app: &Server,
+    actor: &Actor<'_>,
+    id: &str,
+) -> Result<StatusCode, ApiError> {
+    if !app.store.revoke_personal_token(&actor.person.subject, id, actor.caller.now).await? {
+        return Err(ApiError::NotFound("you have no such token"));
+    }
+    actor.record(app, "token-revoked", &format!("Token {id}"));
+    Ok(StatusCode::NO_CONTENT)
 }

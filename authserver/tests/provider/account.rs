@@ -61,6 +61,8 @@ async fn a_personal_token_makes_none_that_outlives_it_or_can_do_more() {
         json!({ "name": "", "expires_in": 60 }),
         json!({ "name": "a\nb", "expires_in": 60 }),
         json!({ "name": "x", "expires_in": 60, "scope": "openid root" }),
+        json!({ "name": "x", "expires_in": 60, "scope": "admin" }),
+        json!({ "name": "x", "expires_in": 60, "scope": "" }),
         json!({ "name": "x", "expires": 60 }),
         json!([]),
     ] {

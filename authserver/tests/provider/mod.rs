@@ -1,6 +1,7 @@
 //! Run by two programs: on SQLite, and on PostgreSQL.
 
 mod account;
+mod account_page;
 mod back_channel;
 mod certificates;
 mod clients;

@@ -25,7 +25,7 @@ async fn ask(
     (response.status(), response.json().await.unwrap_or_default())
 }
 
-async fn is_active(server: &Server, token: &str) -> bool {
+pub async fn is_active(server: &Server, token: &str) -> bool {
     let (status, answer) = ask(server, GATE, "/introspect", token).await;
     assert_eq!(status, StatusCode::OK);
     if answer["active"] == json!(false) {
