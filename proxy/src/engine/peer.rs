@@ -60,7 +60,7 @@ pub fn of(
     options.total_connection_timeout = Some(CONNECT_TIMEOUT);
     options.idle_timeout = Some(POOL_IDLE);
     options.tcp_keepalive = Some(TcpKeepalive {
-        idle: tcp::KEEPALIVE_IDLE,
+        idle: tcp::keepalive_idle(),
         interval: tcp::KEEPALIVE_INTERVAL,
         count: tcp::KEEPALIVE_COUNT,
         user_timeout: Duration::ZERO,
