@@ -1,13 +1,9 @@
 // What a request, a WebSocket and a stream cost in `dormouse proxy`, beside other proxies.
-//
-// usage: node bench/edge.js [--quick] [--only ID,ID...] [--tables requests,streams] [--rounds N]
-//                           [--seconds S] [--binary FILE] [--list] [--hold ID] [--tokens N]
 
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 
 import { checkTokens, echoes, idleWebSockets, requests, streams, systemCalls } from './edge/measure.js';
 import { ours } from './edge/ours.js';
@@ -15,22 +11,29 @@ import { peers, programs, versions } from './edge/peers.js';
 import { killAll } from './edge/processes.js';
 import { plot, ratios, spread, table } from './edge/report.js';
 import { HOST, startSystem } from './edge/system.js';
+import { read } from './options.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const target = process.env.CARGO_TARGET_DIR ?? path.join(here, '..', 'target');
-const { values: options } = parseArgs({
-  options: {
-    binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
-    load: { type: 'string', default: path.join(target, 'release', 'dormouse-load') },
-    quick: { type: 'boolean', default: false },
-    only: { type: 'string' },
-    tables: { type: 'string', default: 'requests,streams' },
-    rounds: { type: 'string' },
-    seconds: { type: 'string' },
-    list: { type: 'boolean', default: false },
-    hold: { type: 'string' },
-    tokens: { type: 'string' },
-  },
+const usage = `What a request, a WebSocket and a stream cost in \`dormouse proxy\`, beside other proxies.
+
+usage: node bench/edge.js [--quick] [--only ID,ID...] [--tables requests,streams] [--rounds N]
+                          [--seconds S] [--binary FILE] [--list] [--hold ID] [--tokens N]
+
+  node bench/edge.js --list                            rows by name
+  node bench/edge.js --only ours,haproxy --rounds 3    some of them; nginx is always there
+  node bench/edge.js --hold ours-general               start one row, say how to load it, and wait`;
+const options = read(usage, {
+  binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
+  load: { type: 'string', default: path.join(target, 'release', 'dormouse-load') },
+  quick: { type: 'boolean', default: false },
+  only: { type: 'string' },
+  tables: { type: 'string', default: 'requests,streams' },
+  rounds: { type: 'string' },
+  seconds: { type: 'string' },
+  list: { type: 'boolean', default: false },
+  hold: { type: 'string' },
+  tokens: { type: 'string' },
 });
 
 const BASES = { plain: 'nginx', tls: 'nginx-tls' };

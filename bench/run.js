@@ -1,14 +1,18 @@
-// All benchmarks, or those named: node bench/run.js [--quick] [--only micro,edge,token]
+// Runs all benchmarks, or those named.
 
 import { spawn } from 'node:child_process';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
+
+import { read } from './options.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
-const { values: options } = parseArgs({
-  options: { quick: { type: 'boolean', default: false }, only: { type: 'string' } },
-});
+const usage = `All benchmarks, or those named.
+
+usage: node bench/run.js [--quick] [--only micro,edge,token]
+
+  make bench ARGS=--quick`;
+const options = read(usage, { quick: { type: 'boolean', default: false }, only: { type: 'string' } });
 const quick = options.quick;
 
 const parts = {

@@ -1,30 +1,32 @@
 // Many silent WebSockets and a steady mix of requests through `dormouse proxy`, for long: no error,
 // and memory and descriptors that stay. One line per minute.
-//
-// usage: node bench/soak.js [--minutes M] [--sockets N] [--rate R] [--tls] [--binary FILE]
 
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 
 import { ours } from './edge/ours.js';
 import { CORE, cpuSeconds, killAll, lines, residentKib, start } from './edge/processes.js';
 import { table } from './edge/report.js';
 import { HOST, startSystem } from './edge/system.js';
+import { read } from './options.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const target = process.env.CARGO_TARGET_DIR ?? path.join(here, '..', 'target');
-const { values: options } = parseArgs({
-  options: {
-    minutes: { type: 'string', default: '10' },
-    sockets: { type: 'string', default: '10000' },
-    rate: { type: 'string', default: '2000' },
-    tls: { type: 'boolean', default: false },
-    binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
-    load: { type: 'string', default: path.join(target, 'release', 'dormouse-load') },
-  },
+const usage = `Many silent WebSockets and a steady mix of requests through \`dormouse proxy\`: no error, and memory and
+descriptors that stay. A line per minute.
+
+usage: node bench/soak.js [--minutes M] [--sockets N] [--rate R] [--tls] [--binary FILE]
+
+  node bench/soak.js --minutes 1 --sockets 1000 --tls`;
+const options = read(usage, {
+  minutes: { type: 'string', default: '10' },
+  sockets: { type: 'string', default: '10000' },
+  rate: { type: 'string', default: '2000' },
+  tls: { type: 'boolean', default: false },
+  binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
+  load: { type: 'string', default: path.join(target, 'release', 'dormouse-load') },
 });
 
 // The workload's pod has a working directory of its own.

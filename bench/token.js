@@ -1,26 +1,27 @@
 // How many refresh grants a second one core answers, beside RSA signatures a second of the same core.
-//
-// usage: node bench/token.js [--binary FILE] [--rounds N] [--seconds S] [--families N]
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 
 import { refreshFor } from './load.js';
+import { read } from './options.js';
 import { dormouse, oidcProvider, opensslSignatures, processorTime } from './servers.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const target = process.env.CARGO_TARGET_DIR ?? path.join(here, '..', 'target');
-const { values } = parseArgs({
-  options: {
-    binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
-    rounds: { type: 'string', default: '5' },
-    seconds: { type: 'string', default: '4' },
-    families: { type: 'string', default: '16' },
-  },
+const usage = `Refresh grants a second of one core, beside RSA signatures a second of the same core.
+
+usage: node bench/token.js [--binary FILE] [--rounds N] [--seconds S] [--families N]
+
+  node bench/token.js --rounds 9 --seconds 8`;
+const values = read(usage, {
+  binary: { type: 'string', default: path.join(target, 'release', 'dormouse') },
+  rounds: { type: 'string', default: '5' },
+  seconds: { type: 'string', default: '4' },
+  families: { type: 'string', default: '16' },
 });
 const number = (name) => {
   const value = Number(values[name]);
