@@ -130,6 +130,13 @@ fn is_found<T: std::error::Error + 'static>(error: &Error) -> bool {
     io.and_then(std::io::Error::get_ref).is_some_and(|cause| cause.is::<T>())
 }
 
+/// Whether any `Connection` field says so (RFC 9112, section 9.3). pingora looks at the first only.
+fn asks_to_close(request: &RequestHeader) -> bool {
+    let values = request.headers.get_all(header::CONNECTION).iter();
+    let mut options = values.flat_map(|value| scrub::options(value.as_bytes()));
+    options.any(|option| option.eq_ignore_ascii_case(b"close"))
+}
+
 fn is_head(session: &Session) -> bool {
     session.req_header().method == http::Method::HEAD
 }
@@ -197,6 +204,9 @@ impl ProxyHttp for Engine {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
         session.set_write_timeout(Some(self.limits.stall_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        if asks_to_close(session.req_header()) {
+            session.set_keepalive(None);
+        }
         let verdict = self.admit(session, ctx).await.ok_or_else(|| {
             Error::explain(ErrorType::ConnectionClosed, "the client did not wait").into_down()
         })?;

@@ -204,7 +204,13 @@ pub fn sound(mut bytes: &[u8], head_only: bool, closed: bool) -> Option<Message>
             (_, [], ["chunked"]) if head_only => !old && rest.is_empty(),
             (_, [], ["chunked"]) => {
                 let body = chunks(rest);
-                !old && body.whole && body.taken == rest.len() && !body.extended
+                let is_field = |line: &String| {
+                    line.split_once(':').is_some_and(|(name, value)| {
+                        !name.is_empty() && name.bytes().all(is_token) && is_text(value)
+                    })
+                };
+                let fields = body.trailers.iter().all(is_field);
+                !old && body.whole && body.taken == rest.len() && !body.extended && fields
             }
             (_, [], []) if head_only => rest.is_empty(),
             (_, [], []) => closed,

@@ -72,8 +72,9 @@ pub fn judge(case: &Case, lane: &Seen, general: &Seen) -> Result<(), String> {
         said(&general).starts_with(&said(&lane))
     };
     // The last request may have lost its method to a body that was too short. What pingora does not
-    // know as safe to repeat, it loses on a connection that the upstream has just closed.
-    let stale = case.closes
+    // know as safe to repeat, it loses on a connection that the upstream has just closed; and any
+    // request on one on which more comes than was asked for. In the lane's world it had another.
+    let stale = (case.closes || case.sound.is_none())
         && lane.reused
         && !general.reused
         && general
