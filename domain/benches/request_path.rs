@@ -117,6 +117,9 @@ fn grant(tracker: &Tracker) -> Grant {
     access::authorize(&table(tracker), &alice(), host).expect("her own")
 }
 
+/// Calls that are timed together: one alone takes about as long as reading the clock.
+const SAMPLE: u32 = 1000;
+
 #[divan::bench(args = [1, 1000])]
 fn token_seen_before(bencher: Bencher<'_, '_>, tokens: usize) {
     let (verifier, tokens) = verifier(tokens);
@@ -138,7 +141,7 @@ fn route_and_access(bencher: Bencher<'_, '_>) {
 }
 
 /// Of the same person, as most are.
-#[divan::bench]
+#[divan::bench(sample_size = SAMPLE)]
 fn activity_recorded(bencher: Bencher<'_, '_>) {
     let tracker = Tracker::new();
     let guard = grant(&tracker).begin(How::WebSocket);
@@ -150,7 +153,7 @@ fn activity_recorded(bencher: Bencher<'_, '_>) {
 }
 
 /// The same within one millisecond, as under load.
-#[divan::bench]
+#[divan::bench(sample_size = SAMPLE)]
 fn activity_recorded_again(bencher: Bencher<'_, '_>) {
     let tracker = Tracker::new();
     let guard = grant(&tracker).begin(How::WebSocket);
@@ -158,7 +161,7 @@ fn activity_recorded_again(bencher: Bencher<'_, '_>) {
 }
 
 /// An exchange that begins, counts as a person's, and ends.
-#[divan::bench]
+#[divan::bench(sample_size = SAMPLE)]
 fn activity_of_a_request(bencher: Bencher<'_, '_>) {
     let tracker = Tracker::new();
     let grant = grant(&tracker);
@@ -171,7 +174,7 @@ fn activity_of_a_request(bencher: Bencher<'_, '_>) {
 }
 
 /// Two people take turns on one workload.
-#[divan::bench]
+#[divan::bench(sample_size = SAMPLE)]
 fn activity_of_two_people(bencher: Bencher<'_, '_>) {
     let tracker = Tracker::new();
     let grant = grant(&tracker);
@@ -194,7 +197,7 @@ fn classify_a_request() -> classify::Doing {
 }
 
 /// A kernel's message whose type stands at the end of what is looked at.
-#[divan::bench(args = [128, 1024])]
+#[divan::bench(args = [128, 1024], sample_size = SAMPLE)]
 fn classify_a_kernel_message(bencher: Bencher<'_, '_>, length: usize) {
     let mut message = br#"{"buffers":[],"channel":"shell","content":{"code":""#.to_vec();
     let end = br#""},"header":{"msg_type":"execute_request"}}"#;
