@@ -49,6 +49,10 @@ pub fn parse(
         _ => return Err(Malformed),
     };
     let status = response.code.unwrap_or_default();
+    // Written anew it would have fewer digits, and no client could read it (RFC 9112, section 4).
+    if status < 100 {
+        return Err(Malformed);
+    }
     let fields = &*response.headers;
     let values = |name: &'static str| {
         fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|f| f.value)
@@ -139,6 +143,7 @@ mod tests {
         assert_eq!(follows(upgraded), Ok(Follows::Stream));
         assert_eq!(follows("HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n"), Err(Malformed));
         assert_eq!(follows("HTTP/1.1 103 Early\r\n\r\n"), Ok(Follows::Head));
+        assert_eq!(follows("HTTP/1.1 006 Low\r\n\r\n"), Err(Malformed));
         assert_eq!(follows("HTTP/1.1 404 No\r\nContent-Length: 7\r\n\r\n"), Ok(Follows::Length(7)));
         let two = "HTTP/1.1 404 No\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\n";
         assert_eq!(follows(two), Err(Malformed));
