@@ -6,8 +6,8 @@ pub(super) mod tokens;
 
 use axum::{
     Json,
-    extract::{RawForm, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{FromRequestParts, RawForm, State},
+    http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use webauthn_rs::prelude::PasskeyRegistration;
 
 use super::{
     Caller, authorize,
+    bearer::Actor,
     error::{ApiError, PageError, sentence},
     pages::{self, AccountPage, PasskeyLine},
     params::Params,
@@ -39,6 +40,72 @@ const CONFIRM: &str = "/account/confirm";
 /// How long after signing in anything may be changed, in seconds: a browser that was left open, or
 /// a stolen cookie, must not become a way in for good.
 const FRESH: i64 = 15 * 60;
+
+/// Somebody who is signed in.
+pub(super) struct Visitor {
+    app: App,
+    caller: Caller,
+    headers: HeaderMap,
+    session: Session,
+}
+
+impl Visitor {
+    fn actor(&self) -> Actor<'_> {
+        Actor { person: &self.session.person, credential: None, caller: self.caller }
+    }
+
+    fn is_fresh(&self) -> bool {
+        is_fresh(&self.session, self.caller.now)
+    }
+
+    async fn page(&self, answer: Answer) -> Result<Response, PageError> {
+        page(&self.app, &self.headers, self.caller, &self.session, answer).await
+    }
+
+    /// The page again, with what they did wrong and the form that is kept.
+    async fn told(&self, error: ApiError, kept: Answer) -> Result<Response, PageError> {
+        let (status, problem) = error.on_page()?;
+        self.page(Answer { status, problem, ..kept }).await
+    }
+
+    /// One that is gone already is what was asked for.
+    async fn removed<T>(&self, done: Result<T, ApiError>) -> Result<Response, PageError> {
+        match done {
+            Ok(_) | Err(ApiError::NotFound(_)) => Ok(authorize::see_other(ACCOUNT)),
+            Err(error) => self.told(error, Answer::default()).await,
+        }
+    }
+}
+
+/// By a form of the page itself. Whoever is not signed in is led to the page.
+impl FromRequestParts<App> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
+        let Ok(caller) = Caller::from_request_parts(parts, app).await;
+        check_origin(app, &parts.headers).map_err(IntoResponse::into_response)?;
+        let session = authorize::session(app, &parts.headers, caller.now).await;
+        let session = session.map_err(|error| PageError::from(error).into_response())?;
+        let session = session.ok_or_else(|| authorize::see_other(ACCOUNT))?;
+        Ok(Self { app: app.clone(), caller, headers: parts.headers.clone(), session })
+    }
+}
+
+/// A visitor who signed in a short while ago, and so may change something.
+pub(super) struct Change(Visitor);
+
+impl FromRequestParts<App> for Change {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
+        let visitor = Visitor::from_request_parts(parts, app).await?;
+        if visitor.is_fresh() {
+            return Ok(Self(visitor));
+        }
+        let late = visitor.page(Answer::late()).await;
+        Err(late.unwrap_or_else(IntoResponse::into_response))
+    }
+}
 
 pub(super) async fn show(
     State(app): State<App>,
@@ -86,25 +153,16 @@ pub(super) async fn options(
     Ok(Json(json!({ "options": options, "challenge": challenge })).into_response())
 }
 
-pub(super) async fn add(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
-    RawForm(form): RawForm,
-) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
+pub(super) async fn add(visitor: Visitor, RawForm(form): RawForm) -> Result<Response, PageError> {
+    let Visitor { app, caller, headers, session } = &visitor;
     let again = async |status, problem: String| {
-        page(&app, &headers, caller, &session, Answer { status, problem, ..Answer::default() })
-            .await
+        visitor.page(Answer { status, problem, ..Answer::default() }).await
     };
     let form = Params::parse(&form);
     let challenge = Challenge::<PasskeyRegistration>::open(
-        &app,
+        app,
         Purpose::PasskeyRegistration,
-        &headers,
+        headers,
         &form,
         caller.now,
     )
@@ -130,7 +188,7 @@ pub(super) async fn add(
     let added = app.store.add_passkey(person, name, &credential, &challenge.id, caller.now).await;
     match added {
         Ok(Some(passkey)) => {
-            record(&app, caller, &session, "passkey-added", &passkey.name);
+            record(app, *caller, session, "passkey-added", &passkey.name);
             Ok(authorize::see_other(ACCOUNT))
         }
         Ok(None) => again(StatusCode::FORBIDDEN, expired).await,
@@ -146,21 +204,15 @@ pub(super) async fn add(
 }
 
 pub(super) async fn remove(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    Change(visitor): Change,
     RawForm(form): RawForm,
 ) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let session = authorize::session(&app, &headers, caller.now).await?;
-    let Some(session) = session.filter(|session| is_fresh(session, caller.now)) else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
+    let Visitor { app, caller, session, .. } = &visitor;
     let form = Params::parse(&form);
     let id = form.get("id").unwrap_or_default();
     // One that is gone already is what was asked for.
     if let Some(name) = app.store.remove_passkey(&session.person.subject, id).await? {
-        record(&app, caller, &session, "passkey-removed", &name);
+        record(app, *caller, session, "passkey-removed", &name);
     }
     Ok(authorize::see_other(ACCOUNT))
 }

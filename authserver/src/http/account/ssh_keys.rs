@@ -1,22 +1,10 @@
 //! SSH keys on the account page, by the rules of the API.
 
-use axum::{
-    extract::{RawForm, State},
-    http::HeaderMap,
-    response::Response,
-};
+use axum::{extract::RawForm, response::Response};
 
-use super::{ACCOUNT, Answer, day, is_fresh, page};
+use super::{ACCOUNT, Answer, Change, day};
 use crate::{
-    http::{
-        Caller, authorize,
-        bearer::Actor,
-        error::{ApiError, PageError},
-        params::Params,
-        sign_in::check_origin,
-        ssh_keys,
-    },
-    server::App,
+    http::{authorize, error::PageError, params::Params, ssh_keys},
     store::SshKey,
 };
 
@@ -67,52 +55,24 @@ impl Form {
 }
 
 pub(in crate::http) async fn add(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    Change(visitor): Change,
     RawForm(form): RawForm,
 ) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
     let form = Form::read(&Params::parse(&form));
-    if !is_fresh(&session, caller.now) {
-        return page(&app, &headers, caller, &session, Answer::late()).await;
-    }
-    let actor = Actor { person: &session.person, credential: None, caller };
-    match ssh_keys::register(&app, &actor, &form.label(), &form.public_key).await {
+    let (app, actor) = (&visitor.app, visitor.actor());
+    match ssh_keys::register(app, &actor, &form.label(), &form.public_key).await {
         Ok(_) => Ok(authorize::see_other(ACCOUNT)),
         Err(error) => {
-            let (status, problem) = error.on_page()?;
-            let answer = Answer { status, problem, key: Some(form.kept()), ..Answer::default() };
-            page(&app, &headers, caller, &session, answer).await
+            visitor.told(error, Answer { key: Some(form.kept()), ..Answer::default() }).await
         }
     }
 }
 
 pub(in crate::http) async fn remove(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    Change(visitor): Change,
     RawForm(form): RawForm,
 ) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
-    if !is_fresh(&session, caller.now) {
-        return page(&app, &headers, caller, &session, Answer::late()).await;
-    }
     let form = Params::parse(&form);
-    let actor = Actor { person: &session.person, credential: None, caller };
-    match ssh_keys::take_away(&app, &actor, form.get("id").unwrap_or_default()).await {
-        // One that is gone already is what was asked for.
-        Ok(_) | Err(ApiError::NotFound(_)) => Ok(authorize::see_other(ACCOUNT)),
-        Err(error) => {
-            let (status, problem) = error.on_page()?;
-            let answer = Answer { status, problem, ..Answer::default() };
-            page(&app, &headers, caller, &session, answer).await
-        }
-    }
+    let id = form.get("id").unwrap_or_default();
+    visitor.removed(ssh_keys::take_away(&visitor.app, &visitor.actor(), id).await).await
 }

@@ -1,25 +1,19 @@
 //! Access tokens on the account page, by the rules of the API.
 
-use axum::{
-    extract::{RawForm, State},
-    http::HeaderMap,
-    response::Response,
-};
+use axum::{extract::RawForm, response::Response};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{ACCOUNT, Answer, day, is_fresh, page};
+use super::{Answer, Change, day};
 use crate::{
     http::{
-        Caller, authorize,
         bearer::Actor,
         error::{ApiError, PageError},
         pages::{self, TokenPage},
         params::Params,
-        sign_in::check_origin,
         tokens,
     },
     scope,
-    server::{App, Server},
+    server::Server,
     store::{NewPersonalToken, PersonalToken, Session, StoreError},
 };
 
@@ -175,27 +169,13 @@ fn minute(time: Timestamp) -> String {
 
 /// Answers with the token itself: it is in no address, no cookie and no other page.
 pub(in crate::http) async fn make(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    Change(visitor): Change,
     RawForm(form): RawForm,
 ) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
     let form = Form::read(&Params::parse(&form));
-    if !is_fresh(&session, caller.now) {
-        return page(&app, &headers, caller, &session, Answer::late()).await;
-    }
-    let actor = Actor { person: &session.person, credential: None, caller };
-    match issue(&app, &actor, &form).await {
-        Ok(created) => Ok(shown(&app, &created)),
-        Err(error) => {
-            let (status, problem) = error.on_page()?;
-            let answer = Answer { status, problem, token: Some(form), ..Answer::default() };
-            page(&app, &headers, caller, &session, answer).await
-        }
+    match issue(&visitor.app, &visitor.actor(), &form).await {
+        Ok(created) => Ok(shown(&visitor.app, &created)),
+        Err(error) => visitor.told(error, Answer { token: Some(form), ..Answer::default() }).await,
     }
 }
 
@@ -232,29 +212,12 @@ fn shown(app: &Server, created: &tokens::Created) -> Response {
 }
 
 pub(in crate::http) async fn withdraw(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    Change(visitor): Change,
     RawForm(form): RawForm,
 ) -> Result<Response, PageError> {
-    check_origin(&app, &headers)?;
-    let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return Ok(authorize::see_other(ACCOUNT));
-    };
-    if !is_fresh(&session, caller.now) {
-        return page(&app, &headers, caller, &session, Answer::late()).await;
-    }
     let form = Params::parse(&form);
-    let actor = Actor { person: &session.person, credential: None, caller };
-    match tokens::withdraw(&app, &actor, form.get("id").unwrap_or_default()).await {
-        // One that is gone already is what was asked for.
-        Ok(_) | Err(ApiError::NotFound(_)) => Ok(authorize::see_other(ACCOUNT)),
-        Err(error) => {
-            let (status, problem) = error.on_page()?;
-            let answer = Answer { status, problem, ..Answer::default() };
-            page(&app, &headers, caller, &session, answer).await
-        }
-    }
+    let id = form.get("id").unwrap_or_default();
+    visitor.removed(tokens::withdraw(&visitor.app, &visitor.actor(), id).await).await
 }
 
 #[cfg(test)]
