@@ -1,5 +1,6 @@
 //! The project's own checks and generated files.
 
+mod documents;
 mod generate;
 mod house;
 
@@ -45,6 +46,7 @@ fn root() -> anyhow::Result<PathBuf> {
 fn check() -> anyhow::Result<()> {
     let root = root()?;
     let mut faults = house::faults(&root)?;
+    faults.extend(documents::faults(&root)?);
     faults.extend(generate::faults(&root)?);
     for fault in &faults {
         eprintln!("{fault}");

@@ -21,7 +21,6 @@ mod pods;
 mod protocols;
 mod redirect;
 mod scale;
-mod security;
 mod sign_in;
 mod strictness;
 mod tls;
