@@ -94,8 +94,11 @@ fn print_summary(
     }
     println!("  kubectl    kubectl --kubeconfig {} get workspaces,apps -A", kubeconfig.display());
     println!("  CA         {}   (import it in the browser to be rid of its warning)", ca.display());
+    // As this program was called: it is seldom in the PATH of who has just built it.
+    let program = std::env::args_os().next().unwrap_or_else(|| "dormouse".into());
     println!(
-        "  Token      dormouse auth token --data-dir {} --user alice",
+        "  Token      {} auth token --data-dir {} --user alice",
+        program.display(),
         options.data_dir.display()
     );
     println!(
