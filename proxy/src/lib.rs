@@ -8,6 +8,7 @@
 mod access_log;
 mod answer;
 mod config;
+mod date;
 mod engine;
 mod front;
 mod gate;

@@ -4,7 +4,7 @@
 use http::{HeaderValue, Version, header};
 use pingora::http::ResponseHeader;
 
-use crate::lane::{ANSWER_FIELDS_MAX, ANSWER_HEAD_MAX};
+use crate::lane::{ANSWER_FIELDS_MAX, ANSWER_HEAD_MAX, answer_length};
 
 /// At most one length, a number, and at most one coding: with a body, the chunked one of HTTP/1.1.
 /// `bodiless` for answers that have none, whatever their fields say.
@@ -12,12 +12,10 @@ pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
     let values = |name| response.headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let mut lengths = values(header::CONTENT_LENGTH);
     let mut codings = values(header::TRANSFER_ENCODING);
-    let number =
-        |length: &[u8]| (1..=18).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
     let known = |coding: &[u8]| {
         bodiless || response.version != Version::HTTP_10 && coding.eq_ignore_ascii_case(b"chunked")
     };
-    lengths.next().is_none_or(number)
+    lengths.next().is_none_or(|length| answer_length(length).is_ok())
         && codings.next().is_none_or(known)
         && lengths.next().is_none()
         && codings.next().is_none()

@@ -25,11 +25,10 @@ use pingora::{
 use tokio::time::Instant;
 
 use self::{
-    request::{Borrowed, client, host_of},
+    request::{Borrowed, client},
     watch::Trail,
 };
 use crate::{
-    access_log,
     answer::Refusal,
     config,
     front::{
@@ -222,7 +221,8 @@ impl ProxyHttp for Engine {
                         ctx.pace = Pace::new(&self.limits);
                     }
                 }
-                ctx.trail = Some(Trail::begin(&self.gate, session, &admitted, ctx.started));
+                watch::goes_to(&admitted.destination);
+                ctx.trail = Some(Trail::begin(&self.gate, session, Some(&admitted), ctx.started));
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -499,29 +499,15 @@ impl ProxyHttp for Engine {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Exchange) {
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
-        self.gate.metrics.answered("pingora", status);
         if let Some(admitted) = &mut ctx.admitted {
             admitted.held.answered(status);
         }
-        self.gate.metrics.seconds.observe(ctx.started.elapsed().as_secs_f64());
-        if let Some(trail) = &mut ctx.trail {
-            trail.ended = true;
-        }
-        let request = session.req_header();
-        let path = String::from_utf8_lossy(request.raw_path());
-        let line = access_log::Line {
-            from: client(session).ip().to_canonical(),
-            method: request.method.as_str(),
-            host: host_of(request),
-            path: path.split('?').next().unwrap_or_default(),
-            status,
-            bytes: session.body_bytes_sent() as u64,
-            took: ctx.started.elapsed(),
-            user: ctx.admitted.as_ref().and_then(|admitted| admitted.user()),
-            admitted: ctx.admitted.is_some(),
-            broken_off: error.is_some(),
-        };
-        self.gate.access_log.write(&line, Timestamp::now());
+        let trail = ctx.trail.take();
+        let mut trail =
+            trail.unwrap_or_else(|| Trail::begin(&self.gate, session, None, ctx.started));
+        trail.status = status;
+        trail.bytes = session.body_bytes_sent() as u64;
+        trail.broken_off = error.is_some();
     }
 
     /// Our own log lines say it, without the query.

@@ -87,7 +87,13 @@ impl HttpServerApp for General {
     }
 }
 
-/// What is logged of an exchange that is dropped before its end.
+/// From here on the exchange of this task is watched.
+pub fn goes_to(destination: &Destination) {
+    let _ = GOES_TO.try_with(|to| to.set(destination.clone()));
+}
+
+/// What is logged and counted of an exchange when it is over, however it ends: also when it is dropped,
+/// and pingora's request with it.
 pub struct Trail {
     gate: Arc<Gate>,
     started: Instant,
@@ -95,23 +101,21 @@ pub struct Trail {
     method: Method,
     host: String,
     path: String,
-    user: Option<String>,
+    /// `None`: it was not admitted.
+    user: Option<Option<String>>,
     /// Of the answer, as far as it came.
     pub status: u16,
     pub bytes: u64,
-    /// It was logged otherwise.
-    pub ended: bool,
+    pub broken_off: bool,
 }
 
 impl Trail {
-    /// From here on the exchange is watched as well.
     pub fn begin(
         gate: &Arc<Gate>,
         session: &Session,
-        admitted: &Admitted,
+        admitted: Option<&Admitted>,
         started: Instant,
     ) -> Self {
-        let _ = GOES_TO.try_with(|to| to.set(admitted.destination.clone()));
         let request = session.req_header();
         let path = String::from_utf8_lossy(request.raw_path());
         Self {
@@ -121,20 +125,19 @@ impl Trail {
             method: request.method.clone(),
             host: host_of(request).to_owned(),
             path: path.split('?').next().unwrap_or_default().to_owned(),
-            user: admitted.user().map(str::to_owned),
+            user: admitted.map(|admitted| admitted.user().map(str::to_owned)),
             status: 0,
             bytes: 0,
-            ended: false,
+            broken_off: true,
         }
     }
 }
 
 impl Drop for Trail {
     fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
+        let took = self.started.elapsed();
         self.gate.metrics.answered("pingora", self.status);
+        self.gate.metrics.seconds.observe(took.as_secs_f64());
         let line = access_log::Line {
             from: self.from,
             method: self.method.as_str(),
@@ -142,10 +145,10 @@ impl Drop for Trail {
             path: &self.path,
             status: self.status,
             bytes: self.bytes,
-            took: self.started.elapsed(),
-            user: self.user.as_deref(),
-            admitted: true,
-            broken_off: true,
+            took,
+            user: self.user.as_ref().and_then(Option::as_deref),
+            admitted: self.user.is_some(),
+            broken_off: self.broken_off,
         };
         self.gate.access_log.write(&line, Timestamp::now());
     }

@@ -4,10 +4,13 @@ use std::{fmt::Write as _, io};
 
 use bytes::Bytes;
 use http::StatusCode;
-use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
+use jiff::Timestamp;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::answer::{Answer, Body};
+use crate::{
+    answer::{Answer, Body},
+    date,
+};
 
 /// `close` says that the connection ends afterwards. A streamed body is not written here: no
 /// answer to a handshake or to a broken head has one.
@@ -30,9 +33,9 @@ pub async fn write_answer(
         let _ = write!(text, "{name}: {value}\r\n");
     }
     // Who answers says when (RFC 9110, section 6.6.1).
-    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
+    date::with(Timestamp::now(), |date| {
         let _ = write!(text, "Date: {date}\r\n");
-    }
+    });
     let connection = if close { "close" } else { "keep-alive" };
     let length = body.len();
     let _ = write!(text, "Content-Length: {length}\r\nConnection: {connection}\r\n\r\n");

@@ -1,12 +1,13 @@
 //! The head of an upstream's answer: read strictly, and written anew for the client.
 
-use std::{cell::RefCell, mem::MaybeUninit};
+use std::mem::MaybeUninit;
 
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 use jiff::Timestamp;
 
 use crate::{
+    date,
     front::chunked::Chunked,
     gate::{Admitted, scrub},
 };
@@ -227,7 +228,8 @@ fn passes(field: &Field<'_>, all: &[Field<'_>], seen: &Seen<'_>, wanted: &Wanted
     }
 }
 
-fn number(digits: &[u8]) -> Result<u64, Malformed> {
+/// A `Content-Length`: one number that fits.
+pub fn number(digits: &[u8]) -> Result<u64, Malformed> {
     if !(1..=18).contains(&digits.len()) {
         return Err(Malformed);
     }
@@ -264,18 +266,7 @@ fn put_number(out: &mut BytesMut, number: u64) {
 
 /// A recipient with a clock that passes an answer on says when, if nobody did (RFC 9110, 6.6.1).
 fn put_date(out: &mut BytesMut) {
-    thread_local!(static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) });
-    let now = Timestamp::now();
-    LAST.with_borrow_mut(|(second, text)| {
-        if *second != now.as_second() {
-            *second = now.as_second();
-            let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
-            *text = printer.timestamp_to_rfc9110_string(&now).unwrap_or_default();
-        }
-        if !text.is_empty() {
-            put_field(out, "Date", text.as_bytes());
-        }
-    });
+    date::with(Timestamp::now(), |date| put_field(out, "Date", date.as_bytes()));
 }
 
 #[cfg(test)]

@@ -45,7 +45,9 @@ use crate::{
 };
 
 pub use self::{
-    answer::{FIELDS_MAX as ANSWER_FIELDS_MAX, HEAD_MAX as ANSWER_HEAD_MAX},
+    answer::{
+        FIELDS_MAX as ANSWER_FIELDS_MAX, HEAD_MAX as ANSWER_HEAD_MAX, number as answer_length,
+    },
     deadline::Deadline,
 };
 

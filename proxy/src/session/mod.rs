@@ -45,3 +45,26 @@ impl Sessions {
         format!("{origin}/.dormouse/callback")
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::time::Duration;
+
+    use domain::token::Expected;
+
+    use super::*;
+
+    /// Of a gateway that has not heard from the issuer yet.
+    pub fn unheard() -> (Arc<Issuer>, Arc<Verifier>) {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let http = reqwest::Client::new();
+        let issuer =
+            Issuer::new("https://auth.test", "http://127.0.0.1:9", "gate", "s".into(), http);
+        let expected = Expected {
+            issuer: "https://auth.test".to_owned(),
+            audience: "dormouse".to_owned(),
+            leeway: Duration::ZERO,
+        };
+        (Arc::new(issuer), Arc::new(Verifier::new(expected, 1)))
+    }
+}

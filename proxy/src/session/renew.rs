@@ -244,24 +244,14 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use domain::{
-        identity::{Credential, CredentialKind},
-        token::Expected,
-    };
+    use domain::identity::{Credential, CredentialKind};
 
     use super::*;
+    use crate::session::testing::unheard;
 
     fn renewals() -> Renewals {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::Client::new();
-        let issuer =
-            Issuer::new("https://auth.test", "http://127.0.0.1:9", "gate", "s".into(), http);
-        let expected = Expected {
-            issuer: "https://auth.test".to_owned(),
-            audience: "dormouse".to_owned(),
-            leeway: Duration::ZERO,
-        };
-        Renewals::new(Arc::new(issuer), Arc::new(Verifier::new(expected, 1)))
+        let (issuer, verifier) = unheard();
+        Renewals::new(issuer, verifier)
     }
 
     fn remember(renewals: &Renewals, from: &str, to: &str, expires_at: i64) {

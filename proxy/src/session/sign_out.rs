@@ -95,25 +95,12 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
-
-    use domain::token::{Expected, Verifier};
-
     use super::*;
-    use crate::{answer::Body, gate::head::Field, session::issuer::Issuer};
+    use crate::{answer::Body, gate::head::Field, session::testing::unheard};
 
-    /// Of a gateway that has not heard from the issuer yet.
     fn sessions() -> Sessions {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::Client::new();
-        let issuer =
-            Issuer::new("https://auth.test", "http://127.0.0.1:9", "gate", "s".into(), http);
-        let expected = Expected {
-            issuer: "https://auth.test".to_owned(),
-            audience: "dormouse".to_owned(),
-            leeway: Duration::ZERO,
-        };
-        Sessions::new(Arc::new(issuer), Arc::new(Verifier::new(expected, 1)), 443)
+        let (issuer, verifier) = unheard();
+        Sessions::new(issuer, verifier, 443)
     }
 
     fn sign_out(method: &str, from: Option<&str>) -> (Answer, Vec<String>, String) {
