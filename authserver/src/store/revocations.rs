@@ -6,6 +6,7 @@ use sqlx::{FromRow, postgres::PgListener};
 use tokio::sync::watch;
 
 use super::{Store, StoreError};
+use crate::secret::hex;
 
 /// The newest row is never deleted, so this never goes back.
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM revocations";
@@ -30,7 +31,7 @@ impl Store {
     /// Names this database's feed: versions of another one mean nothing here.
     pub async fn revocation_epoch(&self) -> Result<String, StoreError> {
         let secret = self.server_secret("revocation-epoch").await?;
-        Ok(secret.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(secret.get(..8).unwrap_or_default()))
     }
 
     pub async fn revocation_version(&self) -> Result<i64, StoreError> {

@@ -22,7 +22,7 @@ use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOU
 use super::{
     Dialect, RedeemError, Redeemed, Store, StoreError, list, seconds, sessions::SessionRow,
 };
-use crate::secret::{Secret, digest};
+use crate::secret::{Secret, digest, hex};
 
 /// How long after its first use a token may come again, in seconds: from another tab, or because
 /// the answer was lost. Later it comes from somebody who should not have it.
@@ -297,12 +297,6 @@ impl Row {
         let first = self.rotated_at.is_none();
         Ok(Verdict::Good { redeemed: Box::new(redeemed), jti, first, touch })
     }
-}
-
-/// As the statements read it.
-fn hex(bytes: &[u8]) -> String {
-    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    halves.filter_map(|half| char::from_digit(half.into(), 16)).collect()
 }
 
 #[cfg(test)]
