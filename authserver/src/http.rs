@@ -44,6 +44,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use jiff::Timestamp;
+use tower::ServiceBuilder;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::{address::client_address, server::App};
@@ -97,10 +98,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/style.css", get(pages::style))
         .route("/passkeys.js", get(pages::script))
         .fallback(error::not_found)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER))
-        .layer(middleware::from_fn_with_state(app.clone(), measure))
-        .layer(middleware::map_response(harden))
+        .layer(
+            // As one layer: the router would box each of them, for each request.
+            ServiceBuilder::new()
+                .layer(middleware::map_response(harden))
+                .layer(middleware::from_fn_with_state(app.clone(), measure))
+                .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER))
+                .layer(DefaultBodyLimit::max(BODY_MAX)),
+        )
         .with_state(app)
 }
 

@@ -15,6 +15,7 @@ mod open;
 mod passkeys;
 mod people;
 mod personal_tokens;
+mod refresh_token;
 mod refreshes;
 mod revocations;
 mod rotation;
@@ -43,6 +44,7 @@ pub use self::{
     passkeys::Passkey,
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
+    refresh_token::RefreshToken,
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
     sessions::{Session, SessionEntry},
     ssh_keys::SshKey,
@@ -198,10 +200,14 @@ impl Store {
         .bind(now)
         .execute(&mut *tx)
         .await?;
-        sqlx::query("DELETE FROM refresh_tokens WHERE rotated_at < $1")
-            .bind(now - rotation::REMEMBERED)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "DELETE FROM refresh_tokens WHERE rotated_at < $1
+             AND (access_expires_at IS NULL OR access_expires_at < $2)",
+        )
+        .bind(now - rotation::REMEMBERED)
+        .bind(now - 3600)
+        .execute(&mut *tx)
+        .await?;
         sqlx::query("DELETE FROM personal_tokens WHERE expires_at < $1")
             .bind(now - 30 * 24 * 3600)
             .execute(&mut *tx)

@@ -196,15 +196,12 @@ impl Store {
                 .fetch_optional(&mut **tx)
                 .await?;
         }
-        // Before it goes, so that the gateways hear of its tokens; and the grants before them, so
-        // that whoever writes a token down at this moment does so before us, or not at all.
-        for statement in [
-            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2",
-            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-             WHERE grant_id IN (SELECT id FROM grants WHERE client_id = $2)",
-        ] {
-            sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut **tx).await?;
-        }
+        // Before it goes, so that the gateways hear of its tokens.
+        sqlx::query("UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE client_id = $2")
+            .bind(now.as_second())
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
         sqlx::query("DELETE FROM clients WHERE id = $1 AND origin = $2")
             .bind(id)
             .bind(origin)

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Person, Session, Store, StoreError, people::PersonRow, seconds};
+use super::{Person, RefreshToken, Session, Store, StoreError, people::PersonRow, seconds};
 use crate::{
     pkce,
     secret::{Secret, digest},
@@ -35,7 +35,7 @@ pub struct Redeemed {
     pub scope: String,
     pub nonce: Option<String>,
     /// To be presented the next time.
-    pub refresh_token: Option<Secret>,
+    pub refresh_token: Option<RefreshToken>,
     /// Audiences of the grant's own (RFC 8707); none for the usual one.
     pub resources: Vec<String>,
     /// `jti` of an access token that is written down already.
@@ -142,17 +142,11 @@ impl Store {
         .await?;
         let row = row.ok_or(RedeemError::Unknown)?;
         if row.used_at.is_some() {
-            for statement in [
-                "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2",
-                "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-                 WHERE grant_id = $2",
-            ] {
-                sqlx::query(statement)
-                    .bind(now.as_second())
-                    .bind(&row.grant_id)
-                    .execute(&mut *tx)
-                    .await?;
-            }
+            sqlx::query("UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2")
+                .bind(now.as_second())
+                .bind(&row.grant_id)
+                .execute(&mut *tx)
+                .await?;
             tx.commit().await?;
             return Err(RedeemError::Replayed);
         }
@@ -181,12 +175,13 @@ impl Store {
             tx.commit().await?;
             return Err(refusal);
         }
-        let refresh_token = Secret::generate();
+        let refresh_token = RefreshToken::first(&row.grant_id);
         sqlx::query(
-            "INSERT INTO refresh_tokens (digest, grant_id, created_at) VALUES ($1, $2, $3)",
+            "INSERT INTO refresh_tokens (grant_id, digest, names_grant, created_at)
+             VALUES ($1, $2, 1, $3)",
         )
-        .bind(refresh_token.digest())
         .bind(&row.grant_id)
+        .bind(refresh_token.digest())
         .bind(now.as_second())
         .execute(&mut *tx)
         .await?;
@@ -246,11 +241,11 @@ impl Store {
         idle: Duration,
         now: Timestamp,
     ) -> Result<Option<Person>, StoreError> {
+        let Some(grant) = self.access_token_grant(jti).await? else { return Ok(None) };
         let session: Option<String> = sqlx::query_scalar(
-            "SELECT g.session_id FROM access_tokens a JOIN grants g ON g.id = a.grant_id
-             WHERE a.jti = $1 AND a.revoked_at IS NULL AND g.revoked_at IS NULL",
+            "SELECT session_id FROM grants WHERE id = $1 AND revoked_at IS NULL",
         )
-        .bind(jti)
+        .bind(grant)
         .fetch_optional(&self.pool)
         .await?;
         let Some(session) = session else { return Ok(None) };

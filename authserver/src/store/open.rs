@@ -263,7 +263,9 @@ mod tests {
                  INSERT INTO grants (id, session_id, client_id, scope, created_at)
                  VALUES ('g', 's', 'c', 'openid', 1);
                  INSERT INTO access_tokens (jti, grant_id, expires_at, revoked_at)
-                 VALUES ('a', 'g', 8, NULL), ('b', 'g', 9, 3)",
+                 VALUES ('a', 'g', 8, NULL), ('b', 'g', 9, 3);
+                 INSERT INTO refresh_tokens (digest, grant_id, created_at, rotated_at)
+                 VALUES (x'01', 'g', 1, 2), (x'02', 'g', 2, NULL)",
             )
             .await
             .unwrap();
@@ -278,6 +280,13 @@ mod tests {
         .unwrap();
         let row = |jti: &str, end, revoked| (jti.to_owned(), "g".to_owned(), end, revoked);
         assert_eq!(rows, [row("a", 8, None), row("b", 9, Some(3))]);
+        let refresh: Vec<(Vec<u8>, Option<i64>, i64)> = sqlx::query_as(
+            "SELECT digest, rotated_at, names_grant FROM refresh_tokens ORDER BY digest",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        assert_eq!(refresh, [(vec![1], Some(2), 0), (vec![2], None, 0)]);
         // What is withdrawn is told of as before, and what a grant gave goes with it.
         let run = async |sql: &'static str| sqlx::query(sql).execute(&pool).await.unwrap();
         let count = async |sql: &'static str| -> i64 {

@@ -18,11 +18,15 @@ use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
+pub(super) use self::statements::OF_OLD_TOKEN;
 use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOUCH, WRITE_ALL};
 use super::{
-    Dialect, RedeemError, Redeemed, Store, StoreError, list, seconds, sessions::SessionRow,
+    Dialect, RedeemError, Redeemed, RefreshToken, Store, StoreError, list,
+    refresh_token::{grant_of, issued_along},
+    seconds,
+    sessions::SessionRow,
 };
-use crate::secret::{Secret, digest, hex};
+use crate::secret::{digest, hex};
 
 /// How long after its first use a token may come again, in seconds: from another tab, or because
 /// the answer was lost. Later it comes from somebody who should not have it.
@@ -31,6 +35,9 @@ const REUSE_WINDOW: i64 = 60;
 /// How long exchanged tokens are remembered, in seconds: until then their use ends the family.
 /// Afterwards they are not known, and refused as such.
 pub(super) const REMEMBERED: i64 = 24 * 3600;
+
+/// How often an exchange is tried whose rows somebody else changes meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// A refresh token to be exchanged for its successor, and for an access token.
 #[derive(Debug, Clone)]
@@ -65,7 +72,6 @@ enum Verdict {
     /// `first`: the successor is not written down yet.
     Good {
         redeemed: Box<Redeemed>,
-        jti: String,
         first: bool,
         touch: bool,
     },
@@ -78,88 +84,72 @@ enum Verdict {
 }
 
 impl Store {
-    /// Exchanges each token, in one transaction: all that is answered is durable, and nothing is
+    /// Exchanges each token, all in one transaction: what is answered is durable, and nothing is
     /// written for what is refused. The tokens are good for as long as their sessions live.
     pub(super) async fn exchange(
         &self,
         exchanges: &[Exchange],
     ) -> Result<Vec<Result<Redeemed, RedeemError>>, StoreError> {
+        if let Some(done) = self.attempt(exchanges).await? {
+            return Ok(done);
+        }
+        let mut alone = Vec::with_capacity(exchanges.len());
+        for asked in exchanges {
+            let mut done = None;
+            for _ in 0..ATTEMPTS {
+                done = self.attempt(std::slice::from_ref(asked)).await?;
+                if done.is_some() {
+                    break;
+                }
+            }
+            alone.extend(done.unwrap_or_else(|| vec![Err(RedeemError::SessionOver)]));
+        }
+        Ok(alone)
+    }
+
+    /// None when somebody else wrote what was read before: another replica exchanged the same token,
+    /// or a grant was withdrawn. Nothing is written then.
+    async fn attempt(
+        &self,
+        exchanges: &[Exchange],
+    ) -> Result<Option<Vec<Result<Redeemed, RedeemError>>>, StoreError> {
         // Before the transaction: with one connection in hand another one must not be waited for.
         let key = self.refresh_key().await?;
+        let digests: Vec<_> = exchanges.iter().map(|asked| hex(&digest(&asked.token))).collect();
         let mut tx = self.write_often().await?;
-        let verdicts = self.judge(&mut tx, key, exchanges).await?;
-        let (mut rotated, mut recorded, mut touched, mut reused) = (vec![], vec![], vec![], vec![]);
-        for (verdict, asked) in verdicts.iter().zip(exchanges) {
-            let now = asked.now.as_second();
-            match verdict {
-                Verdict::Refused(_) => {}
-                Verdict::Reused { grant_id, .. } => {
-                    reused.push(Fields { grant: Some(grant_id), at: Some(now), ..NONE });
-                }
-                Verdict::Good { redeemed, jti, first, touch } => {
-                    let session = &redeemed.session;
-                    let lifetime = session.token_lifetime(asked.lifetime, asked.now);
-                    let end = now.saturating_add(seconds(lifetime));
-                    let grant = Some(redeemed.grant_id.as_str());
-                    recorded.push(Fields { jti: Some(jti), grant, end: Some(end), ..NONE });
-                    if *first && let Some(next) = &redeemed.refresh_token {
-                        rotated.push(Fields {
-                            token: Some(hex(&digest(&asked.token))),
-                            next: Some(hex(&next.digest())),
-                            grant,
-                            at: Some(now),
-                            ..NONE
-                        });
-                    }
-                    if *touch {
-                        touched.push(Fields { session: Some(&session.id), at: Some(now), ..NONE });
-                    }
-                }
-            }
-        }
-        let written = match self.dialect {
+        let mut verdicts = self.judge(&mut tx, key, exchanges, &digests).await?;
+        name_access_tokens(&mut verdicts, &digests);
+        let rows = Rows::of(&verdicts, exchanges, &digests);
+        let complete = match self.dialect {
             Dialect::Sqlite => {
-                let all = sqlx::query_scalar(WRITE_ALL.as_str());
-                let all = [&rotated, &touched, &reused, &recorded]
-                    .into_iter()
-                    .try_fold(all, |all, rows| Ok::<_, StoreError>(all.bind(to_json(rows)?)))?;
-                let counts: Vec<i64> = all.fetch_all(&mut *tx).await?;
-                counts.iter().map(|count| count.unsigned_abs()).sum()
+                let all = sqlx::query(WRITE_ALL.as_str());
+                let all =
+                    [&rows.touched, &rows.ended, &rows.rotated, &rows.recorded]
+                        .into_iter()
+                        .try_fold(all, |all, rows| Ok::<_, StoreError>(all.bind(to_json(rows)?)))?;
+                all.execute(&mut *tx).await?;
+                // Nobody else has written since the transaction began.
+                true
             }
             Dialect::Postgres => {
-                // Of several that rotate one token at once one writes; the others find it done.
-                for statement in [MARK, SUCCEED] {
-                    write_rows(&mut tx, &rotated, statement).await?;
-                }
-                write_rows(&mut tx, &touched, TOUCH).await?;
-                for statement in END_FAMILIES {
-                    write_rows(&mut tx, &reused, statement).await?;
-                }
-                write_rows(&mut tx, &recorded, RECORD).await?
+                // Sessions, grants, tokens: who ends a session locks them in this order, too.
+                write_rows(&mut tx, &rows.touched, TOUCH).await?;
+                write_rows(&mut tx, &rows.ended, END_FAMILIES).await?;
+                let succeeded = write_rows(&mut tx, &rows.rotated, SUCCEED).await?;
+                write_rows(&mut tx, &rows.rotated, MARK).await?;
+                let recorded = write_rows(&mut tx, &rows.recorded, RECORD).await?;
+                (succeeded, recorded) == (rows.rotated.len() as u64, rows.recorded.len() as u64)
             }
         };
-        if written == recorded.len() as u64 {
-            tx.commit().await?;
-        } else {
-            // A grant was withdrawn since it was read, which takes several writers. Nobody else's
-            // exchange may suffer for it.
-            drop(tx);
-            if exchanges.len() <= 1 {
-                return Ok(exchanges.iter().map(|_| Err(RedeemError::SessionOver)).collect());
-            }
-            let mut alone = Vec::with_capacity(exchanges.len());
-            for asked in exchanges {
-                alone.extend(Box::pin(self.exchange(std::slice::from_ref(asked))).await?);
-            }
-            return Ok(alone);
+        if !complete {
+            return Ok(None);
         }
+        tx.commit().await?;
         let answer = |verdict| match verdict {
-            Verdict::Good { redeemed, jti, .. } => {
-                Ok(Redeemed { recorded: Some(jti), ..*redeemed })
-            }
+            Verdict::Good { redeemed, .. } => Ok(*redeemed),
             Verdict::Refused(error) | Verdict::Reused { error, .. } => Err(error),
         };
-        Ok(verdicts.into_iter().map(answer).collect())
+        Ok(Some(verdicts.into_iter().map(answer).collect()))
     }
 
     async fn judge(
@@ -167,13 +157,29 @@ impl Store {
         tx: &mut Transaction<'static, Any>,
         key: &hmac::Key,
         exchanges: &[Exchange],
+        digests: &[String],
     ) -> Result<Vec<Verdict>, StoreError> {
-        let tokens = exchanges.iter().enumerate().map(|(n, asked)| Fields {
-            n: Some(n),
-            token: Some(hex(&digest(&asked.token))),
-            ..NONE
-        });
-        let tokens: Vec<_> = tokens.collect();
+        let mut grants = Vec::with_capacity(exchanges.len());
+        for asked in exchanges {
+            grants.push(match grant_of(&asked.token) {
+                Some(grant) => Some(grant.to_owned()),
+                None => {
+                    let query = sqlx::query_scalar(OF_OLD_TOKEN).bind(digest(&asked.token));
+                    query.fetch_optional(&mut **tx).await?
+                }
+            });
+        }
+        let tokens: Vec<_> = grants
+            .iter()
+            .zip(digests)
+            .enumerate()
+            .map(|(n, (grant, token))| Fields {
+                n: Some(n),
+                grant: grant.as_deref(),
+                token: Some(token),
+                ..NONE
+            })
+            .collect();
         let rows: Vec<Row> = sqlx::query_as(READ.pick(self.dialect))
             .bind(to_json(&tokens)?)
             .fetch_all(&mut **tx)
@@ -188,7 +194,7 @@ impl Store {
             };
             // What is damaged is so for the one who asked.
             *verdict = row
-                .judge(asked, || Secret::derived(key, &asked.token))
+                .judge(asked, || RefreshToken::successor(key, &asked.token))
                 .unwrap_or_else(|error| Verdict::Refused(error.into()));
         }
         // A family that ends here gives nothing more, not even in the same moment.
@@ -207,6 +213,76 @@ impl Store {
             }
         }
         Ok(verdicts)
+    }
+}
+
+/// Who exchanges a token first gets an access token that is written down with the successor; whoever
+/// repeats it, be it in the same moment, one of their own.
+fn name_access_tokens(verdicts: &mut [Verdict], digests: &[String]) {
+    let mut seen = HashSet::new();
+    for (verdict, token) in verdicts.iter_mut().zip(digests) {
+        let Verdict::Good { redeemed, first, .. } = verdict else { continue };
+        *first &= seen.insert(token);
+        redeemed.recorded = Some(match &redeemed.refresh_token {
+            Some(next) if *first => issued_along(&redeemed.grant_id, &next.digest()),
+            // In the order of time, so that an index grows at its end.
+            _ => Uuid::now_v7().to_string(),
+        });
+    }
+}
+
+/// What an exchange writes.
+#[derive(Default)]
+struct Rows<'a> {
+    touched: Vec<Fields<'a>>,
+    ended: Vec<Fields<'a>>,
+    rotated: Vec<Fields<'a>>,
+    /// Access tokens that are not written down with a refresh token.
+    recorded: Vec<Fields<'a>>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(verdicts: &'a [Verdict], exchanges: &'a [Exchange], digests: &'a [String]) -> Self {
+        let mut rows = Self::default();
+        for ((verdict, asked), token) in verdicts.iter().zip(exchanges).zip(digests) {
+            let at = Some(asked.now.as_second());
+            let (redeemed, first) = match verdict {
+                Verdict::Refused(_) => continue,
+                Verdict::Reused { grant_id, .. } => {
+                    rows.ended.push(Fields { grant: Some(grant_id), at, ..NONE });
+                    continue;
+                }
+                Verdict::Good { redeemed, first, touch } => {
+                    if *touch {
+                        let session = Some(redeemed.session.id.as_str());
+                        rows.touched.push(Fields { session, at, ..NONE });
+                    }
+                    (redeemed, *first)
+                }
+            };
+            let lifetime = redeemed.session.token_lifetime(asked.lifetime, asked.now);
+            let end = Some(asked.now.as_second().saturating_add(seconds(lifetime)));
+            let grant = Some(redeemed.grant_id.as_str());
+            match &redeemed.refresh_token {
+                Some(next) if first => rows.rotated.push(Fields {
+                    grant,
+                    token: Some(token),
+                    next: Some(hex(&next.digest())),
+                    named: grant_of(next.as_str()).map(|_| 1),
+                    at,
+                    end,
+                    ..NONE
+                }),
+                _ => {
+                    let jti = redeemed.recorded.as_deref();
+                    rows.recorded.push(Fields { jti, grant, end, ..NONE });
+                }
+            }
+        }
+        // Whoever locks several does so in the same order.
+        rows.touched.sort_unstable_by_key(|row| row.session);
+        rows.rotated.sort_unstable_by_key(|row| (row.grant, row.token));
+        rows
     }
 }
 
@@ -230,9 +306,12 @@ struct Fields<'a> {
     n: Option<usize>,
     /// Digests in hexadecimal, as is `next`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
+    token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
+    /// 1 when `next` says its grant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    named: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     grant: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,6 +328,7 @@ const NONE: Fields<'static> = Fields {
     n: None,
     token: None,
     next: None,
+    named: None,
     grant: None,
     session: None,
     jti: None,
@@ -264,7 +344,7 @@ impl Row {
     fn judge(
         self,
         asked: &Exchange,
-        successor: impl FnOnce() -> Secret,
+        successor: impl FnOnce() -> RefreshToken,
     ) -> Result<Verdict, StoreError> {
         if self.client_id != asked.client_id {
             return Ok(Verdict::Refused(RedeemError::ForeignClient));
@@ -292,10 +372,8 @@ impl Row {
             resources: self.resources.as_deref().map_or(Ok(Vec::new()), list)?,
             recorded: None,
         };
-        // In the order of time, so that an index grows at its end.
-        let jti = Uuid::now_v7().to_string();
         let first = self.rotated_at.is_none();
-        Ok(Verdict::Good { redeemed: Box::new(redeemed), jti, first, touch })
+        Ok(Verdict::Good { redeemed: Box::new(redeemed), first, touch })
     }
 }
 
@@ -375,6 +453,25 @@ mod tests {
         let later = store.exchange(&[at("thief", 62), at(next, 62)]).await.unwrap();
         assert!(matches!(later[0], Err(RedeemError::SessionOver)), "{later:?}");
         assert!(later[1].is_ok(), "{later:?}");
+    }
+
+    #[tokio::test]
+    async fn who_asks_twice_at_once_gets_one_successor_and_two_access_tokens() {
+        let (_folder, store) = families(&["bea"]).await;
+        let done = store.exchange(&[at("bea", 0), at("bea", 0)]).await.unwrap();
+        let [Ok(one), Ok(two)] = &done[..] else { panic!("{done:?}") };
+        let next = |redeemed: &Redeemed| redeemed.refresh_token.as_ref().unwrap().digest();
+        assert_eq!(next(one), next(two));
+        let (one, two) = (one.recorded.as_deref().unwrap(), two.recorded.as_deref().unwrap());
+        assert_ne!(one, two);
+        // Both are known, until they are withdrawn, each alone.
+        let grant = async |jti| store.access_token_grant(jti).await.unwrap();
+        let now = Timestamp::from_second(NOW).unwrap();
+        for jti in [one, two] {
+            assert_eq!(grant(jti).await.as_deref(), Some("bea"));
+            store.revoke_access_token(jti, now).await.unwrap();
+            assert_eq!(grant(jti).await, None);
+        }
     }
 
     #[tokio::test]

@@ -252,8 +252,6 @@ impl Store {
         for statement in [
             "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE id = $2",
             "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE session_id = $2",
-            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-             WHERE grant_id IN (SELECT id FROM grants WHERE session_id = $2)",
         ] {
             sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut *tx).await?;
         }

@@ -2,12 +2,29 @@
 
 use jiff::Timestamp;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    refresh_token::{grant_of, place},
+    rotation::OF_OLD_TOKEN,
+};
 use crate::secret::digest;
 
 impl Store {
     /// Withdraws an access token of a person or of a service account.
     pub async fn revoke_access_token(&self, jti: &str, now: Timestamp) -> Result<(), StoreError> {
+        if let Some((grant, head)) = place(jti) {
+            sqlx::query(
+                "UPDATE refresh_tokens SET access_revoked_at = coalesce(access_revoked_at, $1)
+                 WHERE grant_id = $2 AND substr(digest, 1, 8) = $3
+                 AND access_expires_at IS NOT NULL",
+            )
+            .bind(now.as_second())
+            .bind(grant)
+            .bind(head)
+            .execute(&self.pool)
+            .await?;
+            return Ok(());
+        }
         for statement in [
             "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1) WHERE jti = $2",
             "UPDATE service_tokens SET revoked_at = coalesce(revoked_at, $1) WHERE jti = $2",
@@ -19,23 +36,42 @@ impl Store {
 
     /// The grant of an access token that is not withdrawn.
     pub async fn access_token_grant(&self, jti: &str) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT grant_id FROM access_tokens WHERE jti = $1 AND revoked_at IS NULL",
-        )
-        .bind(jti)
-        .fetch_optional(&self.pool)
-        .await?)
+        let query = match place(jti) {
+            Some((grant, head)) => sqlx::query_scalar(
+                "SELECT grant_id FROM refresh_tokens
+                 WHERE grant_id = $1 AND substr(digest, 1, 8) = $2
+                 AND access_expires_at IS NOT NULL AND access_revoked_at IS NULL",
+            )
+            .bind(grant.to_owned())
+            .bind(head),
+            None => sqlx::query_scalar(
+                "SELECT grant_id FROM access_tokens WHERE jti = $1 AND revoked_at IS NULL",
+            )
+            .bind(jti.to_owned()),
+        };
+        Ok(query.fetch_optional(&self.pool).await?)
+    }
+
+    /// The grant of a refresh token that is known.
+    async fn refresh_token_grant(&self, token: &str) -> Result<Option<String>, StoreError> {
+        let query = match grant_of(token) {
+            Some(grant) => sqlx::query_scalar(
+                "SELECT grant_id FROM refresh_tokens WHERE digest = $1 AND grant_id = $2",
+            )
+            .bind(digest(token))
+            .bind(grant.to_owned()),
+            None => sqlx::query_scalar(OF_OLD_TOKEN).bind(digest(token)),
+        };
+        Ok(query.fetch_optional(&self.pool).await?)
     }
 
     /// The client that a refresh token was given to.
     pub async fn refresh_token_client(&self, token: &str) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT g.client_id FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id
-             WHERE r.digest = $1",
-        )
-        .bind(digest(token))
-        .fetch_optional(&self.pool)
-        .await?)
+        let Some(grant) = self.refresh_token_grant(token).await? else { return Ok(None) };
+        Ok(sqlx::query_scalar("SELECT client_id FROM grants WHERE id = $1")
+            .bind(grant)
+            .fetch_optional(&self.pool)
+            .await?)
     }
 
     /// Withdraws a refresh token's grant, and the access tokens that came of it (RFC 7009,
@@ -45,20 +81,12 @@ impl Store {
         token: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        for statement in [
-            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1)
-             WHERE id = (SELECT grant_id FROM refresh_tokens WHERE digest = $2)",
-            "UPDATE access_tokens SET revoked_at = coalesce(revoked_at, $1)
-             WHERE grant_id = (SELECT grant_id FROM refresh_tokens WHERE digest = $2)",
-        ] {
-            sqlx::query(statement)
-                .bind(now.as_second())
-                .bind(digest(token))
-                .execute(&mut *tx)
-                .await?;
-        }
-        tx.commit().await?;
+        let Some(grant) = self.refresh_token_grant(token).await? else { return Ok(()) };
+        sqlx::query("UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2")
+            .bind(now.as_second())
+            .bind(grant)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }

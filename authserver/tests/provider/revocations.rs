@@ -161,6 +161,70 @@ async fn attack_17_what_is_withdrawn_reaches_a_gateway_at_every_replica() {
 }
 
 #[tokio::test]
+async fn attack_17_what_a_refresh_gave_is_withdrawn_alone_with_its_family_or_its_session() {
+    let server = Server::start().await;
+    let gateway = Gateway::start(&server.base);
+    gateway.ready().await;
+    let refreshed = async || {
+        let code = Browser::default().code(&server).await;
+        let refresh = text(&server.redeem(GATE, &code).await.1, "refresh_token").to_owned();
+        // The first one is written down with its successor, the other by itself.
+        let first = server.refresh(&refresh).await.1;
+        let again = server.refresh(&refresh).await.1;
+        assert_eq!(first["refresh_token"], again["refresh_token"]);
+        assert_ne!(first["access_token"], again["access_token"]);
+        (first, again)
+    };
+    let active = async |tokens: &Value| {
+        let form = [("token", text(tokens, "access_token"))];
+        let asked = server.request(Method::POST, "/introspect").basic_auth(GATE.0, Some(GATE.1));
+        let answer: Value = asked.form(&form).send().await.unwrap().json().await.unwrap();
+        answer["active"] == true
+    };
+    let revoke = async |token: &str| {
+        let asked = server.request(Method::POST, "/revoke").basic_auth(GATE.0, Some(GATE.1));
+        let answer = asked.form(&[("token", token)]).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    };
+    let is = async |tokens: &Value| identity(&server, text(tokens, "access_token")).await;
+
+    // Alone: what else there is of the family stays, and the family goes on.
+    let (first, again) = refreshed().await;
+    assert!(active(&first).await && active(&again).await);
+    revoke(text(&first, "access_token")).await;
+    gateway.hears_of(&*is(&first).await).await;
+    assert!(!active(&first).await && active(&again).await);
+    assert!(!gateway.revocations.is_revoked(&*is(&again).await));
+    let next = server.refresh(text(&first, "refresh_token")).await;
+    assert_eq!(next.0, StatusCode::OK, "{}", next.1);
+
+    // By the refresh token: all of them.
+    revoke(text(&next.1, "refresh_token")).await;
+    for lost in [&again, &next.1] {
+        gateway.hears_of(&*is(lost).await).await;
+        assert!(!active(lost).await);
+    }
+
+    // With the session, which is told of in their place, for a day longer than the last of them.
+    let (first, again) = refreshed().await;
+    let identity = is(&first).await;
+    let session = identity.credential.session.as_deref().unwrap();
+    server.store.end_session(session, server.now()).await.unwrap();
+    gateway.hears_of(&identity).await;
+    assert!(!active(&first).await && !active(&again).await);
+    let until = "SELECT expires_at FROM revocations WHERE kind = 'session' AND id = $1";
+    let until: i64 =
+        sqlx::query_scalar(until).bind(session).fetch_one(&pool(&server).await).await.unwrap();
+    assert_eq!(until, claims(text(&first, "access_token"))["exp"].as_i64().unwrap() + 86400);
+    let told: i64 = sqlx::query_scalar("SELECT count(*) FROM revocations WHERE id LIKE $1")
+        .bind(text(&claims(text(&first, "access_token")), "jti"))
+        .fetch_one(&pool(&server).await)
+        .await
+        .unwrap();
+    assert_eq!(told, 0);
+}
+
+#[tokio::test]
 async fn a_gateway_catches_up_after_its_server_was_away_and_never_opens_again() {
     let server = Server::start().await;
     let gateway = Gateway::start(&server.base);

@@ -18,22 +18,18 @@ impl Statement {
 }
 
 /// All that an exchange writes, for SQLite: each statement that is sent to a connection's thread
-/// costs two changes of threads. Parameters: what rotates, is touched, ends, and is recorded. Answers
-/// how many access tokens were recorded.
+/// costs two changes of threads. Parameters: what is touched, ends, rotates, and is recorded.
 pub(super) static WRITE_ALL: LazyLock<String> = LazyLock::new(|| {
-    let [end_grants, end_tokens] = END_FAMILIES;
-    let parts =
-        [(MARK, 1), (SUCCEED, 1), (TOUCH, 2), (end_grants, 3), (end_tokens, 3), (RECORD, 4)];
-    let mut all = String::new();
-    for (statement, parameter) in parts {
-        all += &statement.sqlite.replace("$1", &format!("${parameter}"));
-        all += "; ";
-    }
-    // Of the last statement that wrote.
-    all + "SELECT CAST(changes() AS BIGINT)"
+    [(TOUCH, 1), (END_FAMILIES, 2), (SUCCEED, 3), (MARK, 3), (RECORD, 4)]
+        .map(|(statement, parameter)| statement.sqlite.replace("$1", &format!("${parameter}")))
+        .join("; ")
 });
 
-/// Of `n` and `token`: what is known of each token that there is. In PostgreSQL whoever takes a group
+/// Of a digest: the grant of a token that does not say it.
+pub(in crate::store) const OF_OLD_TOKEN: &str =
+    "SELECT grant_id FROM refresh_tokens WHERE digest = $1 AND names_grant = 0";
+
+/// Of `n`, `grant` and `token`: what is known of each token that there is. In PostgreSQL whoever takes a group
 /// from the person or disables them at this moment has done so before us, or waits and then finds the
 /// token that we have written down. People come before sessions, as where they are disabled.
 pub(super) const READ: Statement = Statement {
@@ -42,7 +38,8 @@ pub(super) const READ: Statement = Statement {
                 s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
                 p.id, p.name, p.email, p.groups, p.disabled_at
          FROM json_each($1) j
-         JOIN refresh_tokens r ON r.digest = unhex(j.value->>'token')
+         JOIN refresh_tokens r
+             ON r.grant_id = j.value->>'grant' AND r.digest = unhex(j.value->>'token')
          JOIN grants g ON g.id = r.grant_id
          JOIN sessions s ON s.id = g.session_id
          JOIN people p ON p.id = s.person_id
@@ -52,7 +49,8 @@ pub(super) const READ: Statement = Statement {
                 s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
                 p.id, p.name, p.email, p.groups, p.disabled_at
          FROM jsonb_array_elements($1::jsonb) j
-         JOIN refresh_tokens r ON r.digest = decode(j.value->>'token', 'hex')
+         JOIN refresh_tokens r
+             ON r.grant_id = j.value->>'grant' AND r.digest = decode(j.value->>'token', 'hex')
          JOIN grants g ON g.id = r.grant_id
          JOIN sessions s ON s.id = g.session_id
          JOIN people p ON p.id = s.person_id
@@ -60,27 +58,36 @@ pub(super) const READ: Statement = Statement {
          FOR SHARE OF p",
 };
 
-/// Of `token` and `at`: it was exchanged.
+/// Of `grant`, `next`, `named`, `at` and `end`: the successor, and the access token beside it, unless
+/// the grant has been withdrawn or another replica was faster. In PostgreSQL whoever withdraws it at
+/// this moment does so before us, or sees our token.
+pub(super) const SUCCEED: Statement = Statement {
+    sqlite: "INSERT INTO refresh_tokens
+            (grant_id, digest, names_grant, created_at, access_expires_at)
+         SELECT j.value->>'grant', unhex(j.value->>'next'), coalesce(j.value->>'named', 0),
+                CAST(j.value->>'at' AS BIGINT), CAST(j.value->>'end' AS BIGINT)
+         FROM json_each($1) j WHERE TRUE
+         ON CONFLICT DO NOTHING",
+    postgres: "INSERT INTO refresh_tokens
+            (grant_id, digest, names_grant, created_at, access_expires_at)
+         SELECT g.id, decode(j.value->>'next', 'hex'),
+                CAST(coalesce(j.value->>'named', '0') AS BIGINT),
+                CAST(j.value->>'at' AS BIGINT), CAST(j.value->>'end' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j JOIN grants g ON g.id = j.value->>'grant'
+         WHERE g.revoked_at IS NULL FOR SHARE OF g
+         ON CONFLICT DO NOTHING",
+};
+
+/// Of `grant`, `token` and `at`: it was exchanged.
 pub(super) const MARK: Statement = Statement {
     sqlite: "UPDATE refresh_tokens SET rotated_at = CAST(j.value->>'at' AS BIGINT)
          FROM json_each($1) j
-         WHERE digest = unhex(j.value->>'token') AND rotated_at IS NULL",
+         WHERE grant_id = j.value->>'grant' AND digest = unhex(j.value->>'token')
+             AND rotated_at IS NULL",
     postgres: "UPDATE refresh_tokens SET rotated_at = CAST(j.value->>'at' AS BIGINT)
          FROM jsonb_array_elements($1::jsonb) j
-         WHERE digest = decode(j.value->>'token', 'hex') AND rotated_at IS NULL",
-};
-
-/// Of `next`, `grant` and `at`: the successor.
-pub(super) const SUCCEED: Statement = Statement {
-    sqlite: "INSERT INTO refresh_tokens (digest, grant_id, created_at)
-         SELECT unhex(j.value->>'next'), j.value->>'grant', CAST(j.value->>'at' AS BIGINT)
-         FROM json_each($1) j WHERE TRUE
-         ON CONFLICT DO NOTHING",
-    postgres: "INSERT INTO refresh_tokens (digest, grant_id, created_at)
-         SELECT decode(j.value->>'next', 'hex'), j.value->>'grant',
-                CAST(j.value->>'at' AS BIGINT)
-         FROM jsonb_array_elements($1::jsonb) j
-         ON CONFLICT DO NOTHING",
+         WHERE grant_id = j.value->>'grant' AND digest = decode(j.value->>'token', 'hex')
+             AND rotated_at IS NULL",
 };
 
 /// Of `jti`, `grant` and `end`: an access token, unless its grant has been withdrawn. In PostgreSQL
@@ -106,22 +113,12 @@ pub(super) const TOUCH: Statement = Statement {
          WHERE sessions.id = j.value->>'session' AND used_at < CAST(j.value->>'at' AS BIGINT)",
 };
 
-/// Of `grant` and `at`: it is withdrawn, with what it gave.
-pub(super) const END_FAMILIES: [Statement; 2] = [
-    Statement {
-        sqlite: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
-             FROM json_each($1) j
-             WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
-        postgres: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
-             FROM jsonb_array_elements($1::jsonb) j
-             WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
-    },
-    Statement {
-        sqlite: "UPDATE access_tokens SET revoked_at = CAST(j.value->>'at' AS BIGINT)
-             FROM json_each($1) j
-             WHERE grant_id = j.value->>'grant' AND revoked_at IS NULL",
-        postgres: "UPDATE access_tokens SET revoked_at = CAST(j.value->>'at' AS BIGINT)
-             FROM jsonb_array_elements($1::jsonb) j
-             WHERE grant_id = j.value->>'grant' AND revoked_at IS NULL",
-    },
-];
+/// Of `grant` and `at`: it is withdrawn, and with it what it gave.
+pub(super) const END_FAMILIES: Statement = Statement {
+    sqlite: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+         FROM json_each($1) j
+         WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
+    postgres: "UPDATE grants SET revoked_at = CAST(j.value->>'at' AS BIGINT)
+         FROM jsonb_array_elements($1::jsonb) j
+         WHERE grants.id = j.value->>'grant' AND revoked_at IS NULL",
+};
