@@ -1,16 +1,22 @@
--- Each refresh writes here, so what it writes lies together: the tokens of a grant side by side, and
--- with each the access token that was issued along with it. Its `jti` is the grant and the head of
--- the refresh token's digest, in hexadecimal: `<grant>.<16 digits>`.
+-- Each refresh writes here, so what it writes lies together: the tokens of a grant one behind the
+-- other, and with each the access token that was issued along with it, whose `jti` is
+-- `<grant>.<generation>`.
 ALTER TABLE refresh_tokens
     DROP CONSTRAINT refresh_tokens_pkey,
     DROP COLUMN used_at,
-    -- 0: a token that does not say its grant, as all did before. Its successors do not either.
-    ADD COLUMN names_grant BIGINT NOT NULL DEFAULT 0,
+    ADD COLUMN generation BIGINT,
+    -- 0: a token that does not say where it is kept, as none did before. Nor do its successors.
+    ADD COLUMN says_place BIGINT NOT NULL DEFAULT 0,
     ADD COLUMN access_expires_at BIGINT, -- NULL: no access token was issued along with it
-    ADD COLUMN access_revoked_at BIGINT,
-    ADD PRIMARY KEY (grant_id, digest);
+    ADD COLUMN access_revoked_at BIGINT;
+UPDATE refresh_tokens r SET generation = n.generation FROM (
+    SELECT digest, row_number() OVER (
+        PARTITION BY grant_id ORDER BY rotated_at IS NULL, created_at, rotated_at) AS generation
+    FROM refresh_tokens) n
+WHERE r.digest = n.digest;
+ALTER TABLE refresh_tokens ADD PRIMARY KEY (grant_id, generation);
 DROP INDEX refresh_tokens_by_grant;
-CREATE INDEX refresh_tokens_by_digest ON refresh_tokens (digest) WHERE names_grant = 0;
+CREATE INDEX refresh_tokens_by_digest ON refresh_tokens (digest) WHERE says_place = 0;
 
 -- What a grant gave goes with it. Tokens that expired an hour ago are of no interest to anybody.
 CREATE FUNCTION grant_revoked() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -29,8 +35,8 @@ CREATE FUNCTION issued_token_revoked() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM grants g JOIN sessions s ON s.id = g.session_id
                    WHERE g.id = NEW.grant_id AND s.ended_at IS NOT NULL) THEN
-        PERFORM add_revocation('token',
-            NEW.grant_id || '.' || encode(substr(NEW.digest, 1, 8), 'hex'), NEW.access_expires_at);
+        PERFORM add_revocation(
+            'token', NEW.grant_id || '.' || NEW.generation, NEW.access_expires_at);
     END IF;
     RETURN NULL;
 END $$;

@@ -1,22 +1,26 @@
--- Each refresh writes here, so what it writes lies together: the tokens of a grant side by side, and
--- with each the access token that was issued along with it. Its `jti` is the grant and the head of
--- the refresh token's digest, in hexadecimal: `<grant>.<16 digits>`.
+-- Each refresh writes here, so what it writes lies together: the tokens of a grant one behind the
+-- other, and with each the access token that was issued along with it, whose `jti` is
+-- `<grant>.<generation>`.
 CREATE TABLE families (
     grant_id          TEXT    NOT NULL REFERENCES grants (id) ON DELETE CASCADE,
+    generation        INTEGER NOT NULL,
     digest            BLOB    NOT NULL,
-    -- 0: a token that does not say its grant, as all did before. Its successors do not either.
-    names_grant       INTEGER NOT NULL DEFAULT 0,
+    -- 0: a token that does not say where it is kept, as none did before. Nor do its successors.
+    says_place        INTEGER NOT NULL DEFAULT 0,
     created_at        INTEGER NOT NULL,
     rotated_at        INTEGER, -- when it was first exchanged for its successor
     access_expires_at INTEGER, -- NULL: no access token was issued along with it
     access_revoked_at INTEGER,
-    PRIMARY KEY (grant_id, digest)
+    PRIMARY KEY (grant_id, generation)
 ) WITHOUT ROWID;
-INSERT INTO families (grant_id, digest, created_at, rotated_at)
-    SELECT grant_id, digest, created_at, rotated_at FROM refresh_tokens ORDER BY grant_id;
+INSERT INTO families (grant_id, generation, digest, created_at, rotated_at)
+    SELECT grant_id,
+        row_number() OVER (PARTITION BY grant_id ORDER BY rotated_at IS NULL, created_at, rotated_at),
+        digest, created_at, rotated_at
+    FROM refresh_tokens;
 DROP TABLE refresh_tokens;
 ALTER TABLE families RENAME TO refresh_tokens;
-CREATE INDEX refresh_tokens_by_digest ON refresh_tokens (digest) WHERE names_grant = 0;
+CREATE INDEX refresh_tokens_by_digest ON refresh_tokens (digest) WHERE says_place = 0;
 CREATE INDEX refresh_tokens_by_rotation ON refresh_tokens (rotated_at) WHERE rotated_at IS NOT NULL;
 
 -- What a grant gave goes with it. Tokens that expired an hour ago are of no interest to anybody.
@@ -37,7 +41,7 @@ WHEN OLD.access_revoked_at IS NULL AND NEW.access_revoked_at IS NOT NULL AND NOT
 BEGIN
     INSERT INTO revocations (version, kind, id, expires_at)
     SELECT coalesce(max(version), 0) + 1, 'token',
-        NEW.grant_id || '.' || lower(hex(substr(NEW.digest, 1, 8))), 86400 + NEW.access_expires_at
+        NEW.grant_id || '.' || NEW.generation, 86400 + NEW.access_expires_at
     FROM revocations WHERE TRUE
     ON CONFLICT DO NOTHING;
 END;

@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Person, RefreshToken, Session, Store, StoreError, people::PersonRow, seconds};
+use super::{
+    Person, RefreshToken, Session, Store, StoreError, people::PersonRow, refresh_token::Place,
+    seconds,
+};
 use crate::{
     pkce,
     secret::{Secret, digest},
@@ -175,12 +178,14 @@ impl Store {
             tx.commit().await?;
             return Err(refusal);
         }
-        let refresh_token = RefreshToken::first(&row.grant_id);
+        let place = Place { grant_id: row.grant_id.clone(), generation: 0 };
+        let refresh_token = RefreshToken::first(&place);
         sqlx::query(
-            "INSERT INTO refresh_tokens (grant_id, digest, names_grant, created_at)
-             VALUES ($1, $2, 1, $3)",
+            "INSERT INTO refresh_tokens (grant_id, generation, digest, says_place, created_at)
+             VALUES ($1, $2, $3, 1, $4)",
         )
-        .bind(&row.grant_id)
+        .bind(place.grant_id)
+        .bind(place.generation)
         .bind(refresh_token.digest())
         .bind(now.as_second())
         .execute(&mut *tx)

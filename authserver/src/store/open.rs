@@ -265,7 +265,7 @@ mod tests {
                  INSERT INTO access_tokens (jti, grant_id, expires_at, revoked_at)
                  VALUES ('a', 'g', 8, NULL), ('b', 'g', 9, 3);
                  INSERT INTO refresh_tokens (digest, grant_id, created_at, rotated_at)
-                 VALUES (x'01', 'g', 1, 2), (x'02', 'g', 2, NULL)",
+                 VALUES (x'01', 'g', 2, NULL), (x'02', 'g', 1, 2)",
             )
             .await
             .unwrap();
@@ -280,13 +280,12 @@ mod tests {
         .unwrap();
         let row = |jti: &str, end, revoked| (jti.to_owned(), "g".to_owned(), end, revoked);
         assert_eq!(rows, [row("a", 8, None), row("b", 9, Some(3))]);
-        let refresh: Vec<(Vec<u8>, Option<i64>, i64)> = sqlx::query_as(
-            "SELECT digest, rotated_at, names_grant FROM refresh_tokens ORDER BY digest",
-        )
-        .fetch_all(&pool)
-        .await
-        .unwrap();
-        assert_eq!(refresh, [(vec![1], Some(2), 0), (vec![2], None, 0)]);
+        let refresh: Vec<(i64, Vec<u8>, Option<i64>, i64)> =
+            sqlx::query_as("SELECT generation, digest, rotated_at, says_place FROM refresh_tokens")
+                .fetch_all(&pool)
+                .await
+                .unwrap();
+        assert_eq!(refresh, [(1, vec![2], Some(2), 0), (2, vec![1], None, 0)]);
         // What is withdrawn is told of as before, and what a grant gave goes with it.
         let run = async |sql: &'static str| sqlx::query(sql).execute(&pool).await.unwrap();
         let count = async |sql: &'static str| -> i64 {

@@ -1,30 +1,64 @@
-//! What a refresh token looks like, and the access token that is issued along with it.
+//! What a refresh token looks like, and where it is kept.
 
 use std::fmt;
 
 use aws_lc_rs::hmac;
 
-use crate::secret::{Secret, digest, hex};
+use crate::secret::{Secret, digest};
 
-/// Bytes of a refresh token's digest that name the access token beside it.
-const HEAD: usize = 8;
+/// Where a refresh token is kept, and the access token that was issued along with it: the tokens of a
+/// grant lie in the order in which they follow each other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub grant_id: String,
+    /// Grows by one with each exchange.
+    pub generation: i64,
+}
 
-/// `<grant>.<256 bits in base64url>`. It says its grant, since the tokens of a grant lie side by side
-/// in the database; who knows the grant alone has nothing. Tokens of older servers, and all that
-/// follow them, are the 256 bits alone.
+impl Place {
+    /// `jti` of the access token.
+    pub fn jti(&self) -> String {
+        format!("{}.{}", self.grant_id, self.generation)
+    }
+
+    pub fn of_jti(jti: &str) -> Option<Self> {
+        let (grant_id, generation) = jti.split_once('.')?;
+        Self::new(grant_id, generation)
+    }
+
+    /// Where the token says that it is kept; not whether it is there.
+    pub fn of_token(token: &str) -> Option<Self> {
+        let mut parts = token.splitn(3, '.');
+        let (grant_id, generation, _secret) = (parts.next()?, parts.next()?, parts.next()?);
+        Self::new(grant_id, generation)
+    }
+
+    pub fn next(&self) -> Self {
+        Self { grant_id: self.grant_id.clone(), generation: self.generation.saturating_add(1) }
+    }
+
+    fn new(grant_id: &str, generation: &str) -> Option<Self> {
+        if !generation.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        Some(Self { grant_id: grant_id.to_owned(), generation: generation.parse().ok()? })
+    }
+}
+
+/// `<grant>.<generation>.<256 bits in base64url>`; who knows the first two alone has nothing. Tokens
+/// of older servers, and all that follow them, are the 256 bits alone.
 pub struct RefreshToken(String);
 
 impl RefreshToken {
-    /// The first one of a grant.
-    pub(super) fn first(grant_id: &str) -> Self {
-        Self(format!("{grant_id}.{}", Secret::generate().as_str()))
+    pub(super) fn first(place: &Place) -> Self {
+        Self(format!("{}.{}", place.jti(), Secret::generate().as_str()))
     }
 
     /// The one that follows another: always the same, see [`Secret::derived`].
     pub(super) fn successor(key: &hmac::Key, predecessor: &str) -> Self {
         let secret = Secret::derived(key, predecessor);
-        Self(match grant_of(predecessor) {
-            Some(grant) => format!("{grant}.{}", secret.as_str()),
+        Self(match Place::of_token(predecessor) {
+            Some(place) => format!("{}.{}", place.next().jti(), secret.as_str()),
             None => secret.as_str().to_owned(),
         })
     }
@@ -45,52 +79,37 @@ impl fmt::Debug for RefreshToken {
     }
 }
 
-/// The grant that a refresh token says it is of; not whether it is.
-pub(super) fn grant_of(token: &str) -> Option<&str> {
-    token.split_once('.').map(|(grant, _)| grant)
-}
-
-/// `jti` of the access token that is issued along with the refresh token of this digest.
-pub(super) fn issued_along(grant_id: &str, digest: &[u8]) -> String {
-    format!("{grant_id}.{}", hex(digest.get(..HEAD).unwrap_or(digest)))
-}
-
-/// The grant and the head of the digest in such a `jti`.
-pub(super) fn place(jti: &str) -> Option<(&str, Vec<u8>)> {
-    let (grant, head) = jti.split_once('.')?;
-    if head.len() != 2 * HEAD || !head.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let bytes = (0..HEAD).map(|n| u8::from_str_radix(head.get(2 * n..2 * n + 2)?, 16).ok());
-    Some((grant, bytes.collect::<Option<_>>()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn place(generation: i64) -> Place {
+        Place { grant_id: "grant".to_owned(), generation }
+    }
+
     #[test]
     fn a_family_keeps_the_form_of_its_first_token() {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]);
-        let first = RefreshToken::first("grant");
+        let first = RefreshToken::first(&place(0));
         let next = RefreshToken::successor(&key, first.as_str());
-        assert_eq!(
-            (grant_of(first.as_str()), grant_of(next.as_str())),
-            (Some("grant"), Some("grant"))
-        );
-        assert_ne!(first.as_str(), next.as_str());
+        assert_eq!(Place::of_token(first.as_str()), Some(place(0)));
+        assert_eq!(Place::of_token(next.as_str()), Some(place(1)));
         let old = RefreshToken::successor(&key, Secret::generate().as_str());
-        assert_eq!((old.as_str().len(), grant_of(old.as_str())), (43, None));
+        assert_eq!((old.as_str().len(), Place::of_token(old.as_str())), (43, None));
         assert_eq!(format!("{first:?}"), "RefreshToken");
     }
 
     #[test]
     fn the_name_of_an_access_token_leads_to_the_refresh_token_beside_it() {
-        let jti = issued_along("grant", &[0xab; 32]);
-        assert_eq!(jti, "grant.abababababababab");
-        assert_eq!(place(&jti), Some(("grant", vec![0xab; HEAD])));
-        for other in ["grant", "grant.", "grant.+1ababababababab", "grant.abab", "g.äbäbäbäb"] {
-            assert_eq!(place(other), None, "{other}");
+        assert_eq!(place(12).jti(), "grant.12");
+        assert_eq!(Place::of_jti("grant.12"), Some(place(12)));
+        for other in
+            ["grant", "grant.", "grant.+1", "grant.-1", "grant.1.2", "grant.99999999999999999999"]
+        {
+            assert_eq!(Place::of_jti(other), None, "{other}");
+        }
+        for other in ["", "grant.1", "grant.a.b", "grant..b", "a.b"] {
+            assert_eq!(Place::of_token(other), None, "{other}");
         }
     }
 }

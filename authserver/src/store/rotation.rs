@@ -8,22 +8,21 @@
 //! Several tokens are exchanged in one transaction, by statements over a JSON array of them: what a
 //! transaction costs is then paid once for all of them, see [`super::Refreshes`].
 
+mod rows;
 mod statements;
 
 use std::{collections::HashSet, time::Duration};
 
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
-use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
+use self::rows::{Fields, Rows, to_json, write_rows};
 pub(super) use self::statements::OF_OLD_TOKEN;
-use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, Statement, TOUCH, WRITE_ALL};
+use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, TOUCH, WRITE_ALL};
 use super::{
-    Dialect, RedeemError, Redeemed, RefreshToken, Store, StoreError, list,
-    refresh_token::{grant_of, issued_along},
-    seconds,
+    Dialect, RedeemError, Redeemed, RefreshToken, Store, StoreError, list, refresh_token::Place,
     sessions::SessionRow,
 };
 use crate::secret::{digest, hex};
@@ -60,6 +59,7 @@ struct Row {
     client_id: String,
     scope: String,
     revoked_at: Option<i64>,
+    generation: i64,
     rotated_at: Option<i64>,
     /// A JSON array, when the grant has audiences of its own.
     resources: Option<String>,
@@ -72,6 +72,8 @@ enum Verdict {
     /// `first`: the successor is not written down yet.
     Good {
         redeemed: Box<Redeemed>,
+        /// Of the token that was presented.
+        place: Place,
         first: bool,
         touch: bool,
     },
@@ -118,8 +120,8 @@ impl Store {
         let digests: Vec<_> = exchanges.iter().map(|asked| hex(&digest(&asked.token))).collect();
         let mut tx = self.write_often().await?;
         let mut verdicts = self.judge(&mut tx, key, exchanges, &digests).await?;
-        name_access_tokens(&mut verdicts, &digests);
-        let rows = Rows::of(&verdicts, exchanges, &digests);
+        name_access_tokens(&mut verdicts);
+        let rows = Rows::of(&verdicts, exchanges);
         let complete = match self.dialect {
             Dialect::Sqlite => {
                 let all = sqlx::query(WRITE_ALL.as_str());
@@ -159,27 +161,21 @@ impl Store {
         exchanges: &[Exchange],
         digests: &[String],
     ) -> Result<Vec<Verdict>, StoreError> {
-        let mut grants = Vec::with_capacity(exchanges.len());
+        let mut places = Vec::with_capacity(exchanges.len());
         for asked in exchanges {
-            grants.push(match grant_of(&asked.token) {
-                Some(grant) => Some(grant.to_owned()),
+            places.push(match Place::of_token(&asked.token) {
+                Some(place) => Some(place),
                 None => {
-                    let query = sqlx::query_scalar(OF_OLD_TOKEN).bind(digest(&asked.token));
-                    query.fetch_optional(&mut **tx).await?
+                    let query = sqlx::query_as(OF_OLD_TOKEN).bind(digest(&asked.token));
+                    let found: Option<(String, i64)> = query.fetch_optional(&mut **tx).await?;
+                    found.map(|(grant_id, generation)| Place { grant_id, generation })
                 }
             });
         }
-        let tokens: Vec<_> = grants
-            .iter()
-            .zip(digests)
-            .enumerate()
-            .map(|(n, (grant, token))| Fields {
-                n: Some(n),
-                grant: grant.as_deref(),
-                token: Some(token),
-                ..NONE
-            })
-            .collect();
+        let tokens = places.iter().zip(digests).enumerate().filter_map(|(n, (place, token))| {
+            Some(Fields { n: Some(n), token: Some(token), ..Fields::at(place.as_ref()?) })
+        });
+        let tokens: Vec<_> = tokens.collect();
         let rows: Vec<Row> = sqlx::query_as(READ.pick(self.dialect))
             .bind(to_json(&tokens)?)
             .fetch_all(&mut **tx)
@@ -218,126 +214,15 @@ impl Store {
 
 /// Who exchanges a token first gets an access token that is written down with the successor; whoever
 /// repeats it, be it in the same moment, one of their own.
-fn name_access_tokens(verdicts: &mut [Verdict], digests: &[String]) {
+fn name_access_tokens(verdicts: &mut [Verdict]) {
     let mut seen = HashSet::new();
-    for (verdict, token) in verdicts.iter_mut().zip(digests) {
-        let Verdict::Good { redeemed, first, .. } = verdict else { continue };
-        *first &= seen.insert(token);
-        redeemed.recorded = Some(match &redeemed.refresh_token {
-            Some(next) if *first => issued_along(&redeemed.grant_id, &next.digest()),
-            // In the order of time, so that an index grows at its end.
-            _ => Uuid::now_v7().to_string(),
-        });
+    for verdict in verdicts {
+        let Verdict::Good { redeemed, place, first, .. } = verdict else { continue };
+        *first &= seen.insert(&*place);
+        // Others in the order of time, so that an index grows at its end.
+        let jti = if *first { place.next().jti() } else { Uuid::now_v7().to_string() };
+        redeemed.recorded = Some(jti);
     }
-}
-
-/// What an exchange writes.
-#[derive(Default)]
-struct Rows<'a> {
-    touched: Vec<Fields<'a>>,
-    ended: Vec<Fields<'a>>,
-    rotated: Vec<Fields<'a>>,
-    /// Access tokens that are not written down with a refresh token.
-    recorded: Vec<Fields<'a>>,
-}
-
-impl<'a> Rows<'a> {
-    fn of(verdicts: &'a [Verdict], exchanges: &'a [Exchange], digests: &'a [String]) -> Self {
-        let mut rows = Self::default();
-        for ((verdict, asked), token) in verdicts.iter().zip(exchanges).zip(digests) {
-            let at = Some(asked.now.as_second());
-            let (redeemed, first) = match verdict {
-                Verdict::Refused(_) => continue,
-                Verdict::Reused { grant_id, .. } => {
-                    rows.ended.push(Fields { grant: Some(grant_id), at, ..NONE });
-                    continue;
-                }
-                Verdict::Good { redeemed, first, touch } => {
-                    if *touch {
-                        let session = Some(redeemed.session.id.as_str());
-                        rows.touched.push(Fields { session, at, ..NONE });
-                    }
-                    (redeemed, *first)
-                }
-            };
-            let lifetime = redeemed.session.token_lifetime(asked.lifetime, asked.now);
-            let end = Some(asked.now.as_second().saturating_add(seconds(lifetime)));
-            let grant = Some(redeemed.grant_id.as_str());
-            match &redeemed.refresh_token {
-                Some(next) if first => rows.rotated.push(Fields {
-                    grant,
-                    token: Some(token),
-                    next: Some(hex(&next.digest())),
-                    named: grant_of(next.as_str()).map(|_| 1),
-                    at,
-                    end,
-                    ..NONE
-                }),
-                _ => {
-                    let jti = redeemed.recorded.as_deref();
-                    rows.recorded.push(Fields { jti, grant, end, ..NONE });
-                }
-            }
-        }
-        // Whoever locks several does so in the same order.
-        rows.touched.sort_unstable_by_key(|row| row.session);
-        rows.rotated.sort_unstable_by_key(|row| (row.grant, row.token));
-        rows
-    }
-}
-
-/// How many rows the statement touched, in PostgreSQL; nothing is run for nothing.
-async fn write_rows(
-    tx: &mut Transaction<'static, Any>,
-    rows: &[Fields<'_>],
-    statement: Statement,
-) -> Result<u64, StoreError> {
-    if rows.is_empty() {
-        return Ok(0);
-    }
-    let sql = statement.pick(Dialect::Postgres);
-    Ok(sqlx::query(sql).bind(to_json(rows)?).execute(&mut **tx).await?.rows_affected())
-}
-
-/// One row of what the statements work on; each looks at some of the fields.
-#[derive(Serialize)]
-struct Fields<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    n: Option<usize>,
-    /// Digests in hexadecimal, as is `next`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
-    /// 1 when `next` says its grant.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    named: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grant: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jti: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    at: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    end: Option<i64>,
-}
-
-const NONE: Fields<'static> = Fields {
-    n: None,
-    token: None,
-    next: None,
-    named: None,
-    grant: None,
-    session: None,
-    jti: None,
-    at: None,
-    end: None,
-};
-
-fn to_json(rows: &[Fields<'_>]) -> Result<String, StoreError> {
-    serde_json::to_string(rows).map_err(|_| StoreError::Invalid("the rows cannot be written"))
 }
 
 impl Row {
@@ -363,6 +248,7 @@ impl Row {
         let Some(session) = session else {
             return Ok(Verdict::Refused(RedeemError::SessionOver));
         };
+        let place = Place { grant_id: self.grant_id.clone(), generation: self.generation };
         let redeemed = Redeemed {
             grant_id: self.grant_id,
             session,
@@ -373,7 +259,7 @@ impl Row {
             recorded: None,
         };
         let first = self.rotated_at.is_none();
-        Ok(Verdict::Good { redeemed: Box::new(redeemed), first, touch })
+        Ok(Verdict::Good { redeemed: Box::new(redeemed), place, first, touch })
     }
 }
 
@@ -416,7 +302,8 @@ mod tests {
             )
             .await;
             run(
-                "INSERT INTO refresh_tokens (digest, grant_id, created_at) VALUES ($2, $1, $3)",
+                "INSERT INTO refresh_tokens (grant_id, generation, digest, created_at)
+                 VALUES ($1, 1, $2, $3)",
                 name,
             )
             .await;

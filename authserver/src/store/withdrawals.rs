@@ -2,25 +2,20 @@
 
 use jiff::Timestamp;
 
-use super::{
-    Store, StoreError,
-    refresh_token::{grant_of, place},
-    rotation::OF_OLD_TOKEN,
-};
+use super::{Store, StoreError, refresh_token::Place, rotation::OF_OLD_TOKEN};
 use crate::secret::digest;
 
 impl Store {
     /// Withdraws an access token of a person or of a service account.
     pub async fn revoke_access_token(&self, jti: &str, now: Timestamp) -> Result<(), StoreError> {
-        if let Some((grant, head)) = place(jti) {
+        if let Some(place) = Place::of_jti(jti) {
             sqlx::query(
                 "UPDATE refresh_tokens SET access_revoked_at = coalesce(access_revoked_at, $1)
-                 WHERE grant_id = $2 AND substr(digest, 1, 8) = $3
-                 AND access_expires_at IS NOT NULL",
+                 WHERE grant_id = $2 AND generation = $3 AND access_expires_at IS NOT NULL",
             )
             .bind(now.as_second())
-            .bind(grant)
-            .bind(head)
+            .bind(place.grant_id)
+            .bind(place.generation)
             .execute(&self.pool)
             .await?;
             return Ok(());
@@ -36,14 +31,14 @@ impl Store {
 
     /// The grant of an access token that is not withdrawn.
     pub async fn access_token_grant(&self, jti: &str) -> Result<Option<String>, StoreError> {
-        let query = match place(jti) {
-            Some((grant, head)) => sqlx::query_scalar(
+        let query = match Place::of_jti(jti) {
+            Some(place) => sqlx::query_scalar(
                 "SELECT grant_id FROM refresh_tokens
-                 WHERE grant_id = $1 AND substr(digest, 1, 8) = $2
+                 WHERE grant_id = $1 AND generation = $2
                  AND access_expires_at IS NOT NULL AND access_revoked_at IS NULL",
             )
-            .bind(grant.to_owned())
-            .bind(head),
+            .bind(place.grant_id)
+            .bind(place.generation),
             None => sqlx::query_scalar(
                 "SELECT grant_id FROM access_tokens WHERE jti = $1 AND revoked_at IS NULL",
             )
@@ -54,15 +49,20 @@ impl Store {
 
     /// The grant of a refresh token that is known.
     async fn refresh_token_grant(&self, token: &str) -> Result<Option<String>, StoreError> {
-        let query = match grant_of(token) {
-            Some(grant) => sqlx::query_scalar(
-                "SELECT grant_id FROM refresh_tokens WHERE digest = $1 AND grant_id = $2",
-            )
-            .bind(digest(token))
-            .bind(grant.to_owned()),
-            None => sqlx::query_scalar(OF_OLD_TOKEN).bind(digest(token)),
+        let Some(place) = Place::of_token(token) else {
+            let query = sqlx::query_as(OF_OLD_TOKEN).bind(digest(token));
+            let found: Option<(String, i64)> = query.fetch_optional(&self.pool).await?;
+            return Ok(found.map(|(grant, _)| grant));
         };
-        Ok(query.fetch_optional(&self.pool).await?)
+        Ok(sqlx::query_scalar(
+            "SELECT grant_id FROM refresh_tokens
+             WHERE grant_id = $1 AND generation = $2 AND digest = $3",
+        )
+        .bind(place.grant_id)
+        .bind(place.generation)
+        .bind(digest(token))
+        .fetch_optional(&self.pool)
+        .await?)
     }
 
     /// The client that a refresh token was given to.
