@@ -61,12 +61,19 @@ async fn write(store: Store, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(first) = waiting.recv().await {
         batch.push(first);
-        // Requests that are being read at this moment come along.
-        tokio::task::yield_now().await;
-        while batch.len() < BATCH
-            && let Ok(next) = waiting.try_recv()
-        {
-            batch.push(next);
+        // Requests that are being read at this moment come along, as long as more are: a turn that
+        // brings none costs next to nothing, and a transaction a great deal.
+        loop {
+            let before = batch.len();
+            tokio::task::yield_now().await;
+            while batch.len() < BATCH
+                && let Ok(next) = waiting.try_recv()
+            {
+                batch.push(next);
+            }
+            if batch.len() == before || batch.len() == BATCH {
+                break;
+            }
         }
         let (exchanges, answers): (Vec<_>, Vec<_>) =
             batch.drain(..).map(|Waiting { exchange, answer }| (exchange, answer)).unzip();

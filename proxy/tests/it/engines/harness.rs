@@ -2,7 +2,9 @@
 //!
 //! Everything runs on one thread. So "nothing more will come" need not be waited for: it is seen when
 //! nothing came while the others had their turns. A difference counts only if it is there again when
-//! real time is given.
+//! real time is given. Those that are not are all of one kind: an answer that came before its request
+//! was whole, after which an engine keeps the client's connection or closes it, depending on which
+//! of the two ended first.
 
 use std::{
     collections::BTreeMap,
