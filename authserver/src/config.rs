@@ -2,13 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::bail;
 use domain::name::UserName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    address::Cidr, client::GrantType, database::Database, federation::ProviderConfig,
-    issuer::Issuer, master_key::MasterKeyText,
+    address::Cidr,
+    client::GrantType,
+    database::Database,
+    federation::ProviderConfig,
+    issuer::Issuer,
+    master_key::{MasterKey, MasterKeyText},
 };
 
 /// Settings of `dormouse authserver`.
@@ -96,6 +101,24 @@ pub struct Config {
     /// asked how to sign in.
     #[serde(default = "yes")]
     pub local_sign_in: bool,
+}
+
+impl Config {
+    /// The database, with its password, and the master key: both as the server uses them. Makes
+    /// nothing.
+    pub fn storage(&self) -> anyhow::Result<(Database, Option<MasterKey>)> {
+        let database = match &self.database_password_file {
+            Some(file) => self.database.clone().with_password(&runtime::secret::read(file)?),
+            None => self.database.clone(),
+        };
+        let master_key = match (&self.master_key_file, &self.master_key) {
+            (Some(_), Some(_)) => bail!("set master_key_file or master_key, not both"),
+            (Some(file), None) => Some(MasterKey::from_file(file)?),
+            (None, Some(text)) => Some(text.parse()?),
+            (None, None) => None,
+        };
+        Ok((database, master_key))
+    }
 }
 
 /// An application that signs people in through Dormouse.

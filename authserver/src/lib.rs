@@ -44,8 +44,9 @@ pub use self::{
     master_key::{MasterKey, MasterKeyError},
     server::{Authserver, Clock, serve},
     store::{
-        ClientEntry, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey, Person,
-        PersonalToken, Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
+        ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey,
+        Person, PersonalToken, Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
+        Unlinked, Ways,
     },
 };
 

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
 use axum::Router;
 use domain::token::{Expected, KeySet, Verifier};
 use jiff::Timestamp;
@@ -191,19 +190,12 @@ impl Authserver {
             "ssh_certificate_lifetime must be between one minute and 16 hours"
         );
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
-        let database = match &config.database_password_file {
-            Some(file) => config.database.clone().with_password(&runtime::secret::read(file)?),
-            None => config.database.clone(),
-        };
-        let master_key = match (&config.master_key_file, &config.master_key) {
-            (Some(_), Some(_)) => bail!("set master_key_file or master_key, not both"),
-            (Some(file), None) if config.create_master_key => {
-                Some(MasterKey::from_file_or_new(file)?)
-            }
-            (Some(file), None) => Some(MasterKey::from_file(file)?),
-            (None, Some(text)) => Some(text.parse()?),
-            (None, None) => None,
-        };
+        if config.create_master_key
+            && let (Some(file), None) = (&config.master_key_file, &config.master_key)
+        {
+            MasterKey::from_file_or_new(file)?;
+        }
+        let (database, master_key) = config.storage()?;
         let store = Store::open_with(&database, master_key).await?;
         store.set_clients(&clients, clock()).await?;
         // Before the keys: a change in between is seen later.

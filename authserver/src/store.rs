@@ -10,6 +10,7 @@ mod devices;
 mod flows;
 mod grants;
 mod keys;
+mod links;
 mod logout_notices;
 mod open;
 mod passkeys;
@@ -40,6 +41,7 @@ pub use self::{
     flows::{Consent, PUSHED_LIFETIME},
     grants::{NewCode, RedeemError, Redeemed},
     keys::{KeyEntry, KeyPlan},
+    links::{Identity, Unlinked, Ways},
     logout_notices::LogoutNotice,
     passkeys::Passkey,
     people::Person,
@@ -48,7 +50,7 @@ pub use self::{
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
     sessions::{Session, SessionEntry},
     ssh_keys::SshKey,
-    upstreams::{Arrival, UpstreamRequest},
+    upstreams::{Arrival, Origin, UpstreamRequest},
 };
 pub(crate) use self::{
     open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, revocations::advance,
@@ -104,6 +106,11 @@ pub enum StoreError {
         "the subject {subject} of this provider is {holder} already, and cannot be somebody else"
     )]
     IdentityTaken { subject: String, holder: String },
+    #[error(
+        "{name} is not the subject {subject} of this provider; see `dormouse auth user show --name \
+         {name}`"
+    )]
+    NotLinked { name: String, subject: String },
     #[error("this SSH key is registered already")]
     KeyTaken,
     #[error("this passkey is registered already")]

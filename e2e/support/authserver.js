@@ -19,12 +19,14 @@ export const needsUpstream = existsSync(path.join(upstreams, 'node_modules', 'oi
 
 /**
  * Starts `dormouse authserver` for people with passwords and for those of `providers`, each
- * `{ id, name, issuer }`. Answers `{ base, database, folder, stop }`; `base` is plain HTTP.
+ * `{ id, name, issuer }`. Answers `{ base, settings, audit, folder, stop }`; `base` is plain HTTP, `settings` and
+ * `audit` are files.
  */
 export async function startAuthserver(name, providers) {
   const folder = temporaryFolder(name);
   const [port, admin] = [await freePort(), await freePort()];
   const database = path.join(folder, 'auth.db');
+  const audit = path.join(folder, 'audit.jsonl');
   const text = JSON.stringify;
   const secret = (file, value) => {
     writeFileSync(path.join(folder, file), value, { mode: 0o600 });
@@ -41,7 +43,7 @@ client_secret_file = ${secret(`${id}-secret`, upstreamSecret)}
   const settings = `
 listen = "127.0.0.1:${port}"
 admin_listen = "127.0.0.1:${admin}"
-audit_file = ${text(path.join(folder, 'audit.jsonl'))}
+audit_file = ${text(audit)}
 
 [authserver]
 issuer = ${text(issuer)}
@@ -55,7 +57,7 @@ ${providers.map(provider).join('')}`;
   const base = `http://127.0.0.1:${port}`;
   const url = `${base}/.well-known/openid-configuration`;
   const { stop } = await startProgram(`authserver-${name}`, binary, ['authserver', '--config', file], { url });
-  return { base, database, folder, stop };
+  return { base, settings: file, audit, folder, stop };
 }
 
 /** Starts the provider for the auth server's provider of that id. Answers `{ issuer, set, stop }`. */

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
-import { rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 
 import { Visitor, needsUpstream, startAuthserver, startUpstream } from '../support/authserver.js';
@@ -33,7 +33,7 @@ after(async () => {
 
 /** `dormouse auth ...` beside the running server. */
 function auth(args, input) {
-  return run(binary, ['auth', ...args, '--database', server.database], { input });
+  return run(binary, ['auth', ...args, '--config', server.settings], { input });
 }
 
 async function ok(args, input) {
@@ -113,4 +113,29 @@ test('a link that cannot be is a clear error, and changes nothing', { ...needsUp
   await refused(link('dave', { provider: 'company' }), /name the provider by its issuer URL/);
   await refused(link('dave', { as: ' ' }), /a subject is not empty/);
   assert.equal((await byProvider()).preferred_username, 'carol');
+});
+
+test('an operator undoes the link: those sessions end, and it is said what is left', { ...needsUpstream, timeout: 120_000 }, async () => {
+  await link('carol');
+  assert.equal((await byProvider()).preferred_username, 'carol');
+  const unlink = (name, ...more) => auth(['user', 'unlink-upstream', '--name', name, '--provider', upstream.issuer, '--subject', subject, ...more]);
+  const other = await unlink('dave');
+  assert.deepEqual([other.code, other.stdout], [1, '']);
+  assert.match(other.stderr, new RegExp(`dave is not the subject ${subject} of this provider`));
+
+  const { code, stdout } = await unlink('carol', '--json');
+  assert.equal(code, 0);
+  const { ended, locked_out: lockedOut, left } = JSON.parse(stdout);
+  assert.ok(ended >= 1, stdout);
+  assert.deepEqual([lockedOut, left], [false, { passkeys: 0, password: true, providers: [] }]);
+  assert.equal((await byProvider()).status, 409, 'a stranger from now on');
+  assert.equal((await byPassword('carol')).preferred_username, 'carol');
+
+  const lines = readFileSync(server.audit, 'utf8').trim().split('\n').map((line) => JSON.parse(line));
+  const events = lines.filter(({ who }) => who?.startsWith('operator:')).slice(-2);
+  assert.deepEqual(events.map(({ did, to, outcome }) => [did, to, outcome]), [
+    ['refused', 'Person dave', 'denied'],
+    ['upstream-unlinked', 'Person carol', 'allowed'],
+  ]);
+  assert.ok(lines.some(({ did }) => did === 'signed-in'), "beside the service's own");
 });

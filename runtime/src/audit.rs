@@ -88,8 +88,7 @@ pub struct Audit {
 impl Audit {
     /// Appends to a file that only its owner can read.
     pub fn to_file(service: &str, path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self::start(service, Sink::File(file)))
+        Ok(Self::start(service, Sink::File(append_to(path)?)))
     }
 
     pub fn to_stdout(service: &str) -> Self {
@@ -126,12 +125,7 @@ impl Audit {
     }
 
     pub fn record(&self, now: Timestamp, event: Event<'_>) {
-        let Event { who, did, to, from, credential, outcome, detail } = event;
-        let credential = credential.map(|c| CredentialName { kind: c.kind, id: &c.id });
-        let service = &self.service;
-        let line = Line { when: now, service, who, did, to, from, credential, outcome, detail };
-        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
-        bytes.push(b'\n');
+        let Ok(bytes) = line(&self.service, now, event) else { return };
         if self.lines.try_send(Entry::Line(bytes)).is_err() {
             let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
             // The first and then ever fewer: a full queue must not fill the log too.
@@ -140,6 +134,53 @@ impl Audit {
             }
         }
     }
+}
+
+/// For a program that ends right after: what it has recorded is on disk when it goes on. Others may
+/// write to the same file meanwhile, since each event is one write at its end.
+#[derive(Debug)]
+pub struct Journal {
+    service: &'static str,
+    /// Standard error when there is none: standard output belongs to the program's answer.
+    file: Option<File>,
+}
+
+impl Journal {
+    /// Appends to a file that only its owner can read.
+    pub fn to_file(service: &'static str, path: &Path) -> io::Result<Self> {
+        Ok(Self { service, file: Some(append_to(path)?) })
+    }
+
+    pub fn to_stderr(service: &'static str) -> Self {
+        Self { service, file: None }
+    }
+
+    /// Blocks until the event is on disk.
+    pub fn record(&self, now: Timestamp, event: Event<'_>) -> io::Result<()> {
+        let line = line(self.service, now, event)?;
+        let Some(mut file) = self.file.as_ref() else { return io::stderr().write_all(&line) };
+        // Not `write_all`: the rest of a line could come behind somebody else's.
+        let written = file.write(&line)?;
+        if written < line.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        // A pipe or a terminal keeps nothing.
+        if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// The event as it is written, with the end of the line.
+fn line(service: &str, now: Timestamp, event: Event<'_>) -> serde_json::Result<Vec<u8>> {
+    let Event { who, did, to, from, credential, outcome, detail } = event;
+    let credential = credential.map(|c| CredentialName { kind: c.kind, id: &c.id });
+    let line = Line { when: now, service, who, did, to, from, credential, outcome, detail };
+    let mut bytes = serde_json::to_vec(&line)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 /// What is written, in its order.
@@ -225,5 +266,48 @@ mod tests {
             "\n"
         );
         assert_eq!(text, expected);
+    }
+
+    fn event(to: &str) -> Event<'_> {
+        Event {
+            who: Some("operator:root"),
+            did: "person-disabled",
+            to: Some(to),
+            from: None,
+            credential: None,
+            outcome: Outcome::Allowed,
+            detail: None,
+        }
+    }
+
+    #[test]
+    fn programs_that_write_to_one_file_at_once_lose_and_mix_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let service = Audit::to_file("authserver", &path).unwrap();
+        thread::scope(|scope| {
+            for writer in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let journal = Journal::to_file("authserver", path).unwrap();
+                    for number in 0..25 {
+                        let to = format!("{writer}-{number}");
+                        journal.record(Timestamp::UNIX_EPOCH, event(&to)).unwrap();
+                        // There without a flush.
+                        assert!(std::fs::read_to_string(path).unwrap().contains(&to));
+                    }
+                });
+            }
+            for number in 0..200 {
+                service.record(Timestamp::UNIX_EPOCH, event(&format!("service-{number}")));
+            }
+        });
+        service.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let seen: std::collections::BTreeSet<String> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["to"].to_string())
+            .collect();
+        assert_eq!((seen.len(), text.lines().count()), (400, 400));
     }
 }

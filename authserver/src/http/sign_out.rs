@@ -122,7 +122,7 @@ async fn end(
     session: &Session,
     return_to: Option<&str>,
 ) -> Result<Response, StoreError> {
-    let elsewhere = upstream::sign_out_link(app, &session.id).await?;
+    // First, so that nothing about another provider keeps a session alive here.
     app.store.end_session(&session.id, caller.now).await?;
     let event = Event {
         who: Some(session.person.name.as_str()),
@@ -134,6 +134,10 @@ async fn end(
         detail: None,
     };
     app.audit.record(caller.now, event);
+    let elsewhere = upstream::sign_out_link(app, &session.id).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a sign-out does not lead on to the provider");
+        None
+    });
     Ok(signed_out(return_to, elsewhere))
 }
 

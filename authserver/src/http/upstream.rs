@@ -21,7 +21,7 @@ use crate::{
     federation::{Ask, Profile, ProfileError, Provider, SignedIn, UpstreamError},
     secret::{Purpose, Secret},
     server::{App, Server},
-    store::{Arrival, Person, StoreError, UpstreamRequest},
+    store::{Arrival, Origin, Person, StoreError, UpstreamRequest},
     throttle::Key,
 };
 
@@ -216,10 +216,20 @@ async fn arrive(
             return Ok(name_taken(provider, &profile));
         }
     };
-    record(app, caller, provider, Some(person.name.as_str()), Outcome::Allowed);
     let (session, secret) =
         app.store.begin_session(person, METHOD, app.session_max, caller.now).await?;
-    app.store.keep_upstream(&session.id, &provider.config.id, &id_token).await?;
+    let name = Some(session.person.name.as_str());
+    let origin =
+        Origin { provider: &provider.config.id, issuer, subject: &subject, id_token: &id_token };
+    if !app.store.keep_upstream(&session, &origin).await? {
+        app.store.end_session(&session.id, caller.now).await?;
+        record(app, caller, provider, name, Outcome::Denied);
+        let retry = retry(next);
+        let text = "Your account here was changed at this moment.";
+        let link = Some((retry.as_str(), "Try again"));
+        return Ok(pages::message(StatusCode::FORBIDDEN, "You are not signed in", text, link));
+    }
+    record(app, caller, provider, name, Outcome::Allowed);
     let mut response = next.go(app, headers, &session, caller).await?;
     sign_in::set_cookies(app, &mut response, &session, &secret, caller.now);
     Ok(response)

@@ -153,13 +153,13 @@ impl Store {
     }
 
     /// Publishes a new key that signs after the notice. Refused while one waits to sign.
-    pub async fn rotate_key(&self, notice: Duration, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn rotate_key(&self, notice: Duration, now: Timestamp) -> Result<String, StoreError> {
         let second = now.as_second();
         let from = time(second.saturating_add(seconds(notice)))?;
         let (kid, private_key) = self.new_key().await?;
         let none_waits = |newest: Option<i64>| newest.is_none_or(|newest| newest <= second);
         if self.add_key(&kid, &private_key, now, from, none_waits).await? {
-            Ok(())
+            Ok(kid)
         } else {
             Err(StoreError::Invalid(
                 "a next key is published already and will sign by itself; see `auth key list`",
@@ -168,10 +168,11 @@ impl Store {
     }
 
     /// After a theft: a new key signs from now on, and what any other one signed is void.
-    pub async fn replace_keys(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn replace_keys(&self, now: Timestamp) -> Result<String, StoreError> {
         let (kid, private_key) = self.new_key().await?;
         self.add_key(&kid, &private_key, now, now, |_| true).await?;
-        self.remove_keys("DELETE FROM token_keys WHERE kid <> $1", &kid).await
+        self.remove_keys("DELETE FROM token_keys WHERE kid <> $1", &kid).await?;
+        Ok(kid)
     }
 
     /// A new key, sealed if there is a master key.

@@ -50,9 +50,7 @@ impl Store {
         password: Option<&str>,
         now: Timestamp,
     ) -> Result<Person, StoreError> {
-        if person.email.as_deref().is_some_and(|email| !is_email(email)) {
-            return Err(StoreError::Invalid("that is not an e-mail address"));
-        }
+        check_email(person)?;
         sqlx::query(
             "INSERT INTO people (id, name, email, groups, created_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (name) DO UPDATE SET email = excluded.email, groups = excluded.groups",
@@ -73,6 +71,35 @@ impl Store {
         self.person(&person.name)
             .await?
             .ok_or_else(|| StoreError::NoSuchPerson(person.name.to_string()))
+    }
+
+    /// Makes the person, or brings e-mail address, groups and password up to date: all of it or
+    /// nothing. True when they are new.
+    pub async fn save_user(
+        &self,
+        person: &NewPerson,
+        password: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        check_email(person)?;
+        let hash = self.passwords.hash(password).await?;
+        let id = Uuid::new_v4().to_string();
+        let saved: String = sqlx::query_scalar(
+            "INSERT INTO people (id, name, email, groups, created_at, password_hash)
+             VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (name) DO UPDATE SET email = excluded.email, groups = excluded.groups,
+                password_hash = excluded.password_hash
+             RETURNING id",
+        )
+        .bind(&id)
+        .bind(person.name.as_str())
+        .bind(&person.email)
+        .bind(to_json(&person.groups))
+        .bind(now.as_second())
+        .bind(hash)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(saved == id)
     }
 
     /// Replaces the password. Sessions stay; end them by disabling the person.
@@ -193,6 +220,15 @@ impl Store {
 
 fn found(rows: u64, name: &UserName) -> Result<(), StoreError> {
     if rows == 0 { Err(StoreError::NoSuchPerson(name.to_string())) } else { Ok(()) }
+}
+
+fn check_email(person: &NewPerson) -> Result<(), StoreError> {
+    match &person.email {
+        Some(email) if !is_email(email) => {
+            Err(StoreError::Invalid("that is not an e-mail address"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Only what would break a header or a log is refused; whether mail arrives is not ours to know.

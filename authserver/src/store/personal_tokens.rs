@@ -107,12 +107,12 @@ impl Store {
         user: &UserName,
         new: NewPersonalToken<'_>,
         now: Timestamp,
-    ) -> Result<String, StoreError> {
+    ) -> Result<(String, PersonalToken), StoreError> {
         let person = self.person(user).await?.filter(|person| person.disabled_at.is_none());
         let person = person.ok_or_else(|| StoreError::NoSuchPerson(user.to_string()))?;
         let ring = self.key_ring(now).await?;
-        let (claims, _) = self.record_personal_token(issuer, &person, &new, now).await?;
-        Ok(ring.sign(TYP, &claims, now)?)
+        let (claims, record) = self.record_personal_token(issuer, &person, &new, now).await?;
+        Ok((ring.sign(TYP, &claims, now)?, record))
     }
 
     /// Writes a token down and returns what is to be signed.

@@ -135,14 +135,17 @@ impl Store {
         .collect()
     }
 
-    /// Whether there is such a session that has not ended.
-    pub async fn session_exists(&self, id: &str) -> Result<bool, StoreError> {
-        let found: Option<String> =
-            sqlx::query_scalar("SELECT id FROM sessions WHERE id = $1 AND ended_at IS NULL")
-                .bind(id)
-                .fetch_optional(&self.pool)
-                .await?;
-        Ok(found.is_some())
+    /// Whose session that is, unless it has ended.
+    pub async fn session_holder(&self, id: &str) -> Result<Option<UserName>, StoreError> {
+        let name: Option<String> = sqlx::query_scalar(
+            "SELECT p.name FROM sessions s JOIN people p ON p.id = s.person_id
+             WHERE s.id = $1 AND s.ended_at IS NULL",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
+        let parsed = name.map(|name| name.parse());
+        parsed.transpose().map_err(|_| StoreError::Damaged("a person's name"))
     }
 
     /// Ends all sessions of a person, and withdraws what was issued in them. Returns how many.

@@ -1,14 +1,10 @@
 //! People who sign in at other providers.
 
-use domain::name::UserName;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Person, Store, StoreError, people::PersonRow, to_json};
-use crate::{
-    federation::{Profile, is_issuer},
-    secret,
-};
+use super::{Person, Session, Store, StoreError, people::PersonRow, to_json};
+use crate::{federation::Profile, secret};
 
 /// How long somebody may take at a provider, in seconds.
 const REQUEST_LIFETIME: i64 = 1800;
@@ -22,6 +18,16 @@ pub struct UpstreamRequest {
     pub again: bool,
     /// Seconds since the epoch.
     pub asked_at: i64,
+}
+
+/// Where a session began.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The provider's id in the settings.
+    pub provider: &'a str,
+    pub issuer: &'a str,
+    pub subject: &'a str,
+    pub id_token: &'a str,
 }
 
 /// Who came from a provider.
@@ -194,71 +200,30 @@ impl Store {
         })))
     }
 
-    /// Lets an existing person sign in at a provider from now on: an operator's decision, which no
-    /// claim can replace. The issuer is compared character by character.
-    pub async fn link_upstream(
-        &self,
-        name: &UserName,
-        issuer: &str,
-        subject: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        if !is_issuer(issuer) {
-            return Err(StoreError::Invalid(
-                "name the provider by its issuer URL, as in the settings: https://login.example.com",
-            ));
-        }
-        if subject.is_empty() || subject.trim() != subject {
-            return Err(StoreError::Invalid("a subject is not empty, and has no spaces around it"));
-        }
-        let person = self.person(name).await?;
-        let person = person.ok_or_else(|| StoreError::NoSuchPerson(name.to_string()))?;
-        let mut tx = self.write().await?;
-        let done = sqlx::query(
-            "INSERT INTO upstream_identities (issuer, subject, person_id, created_at)
-             VALUES ($1, $2, $3, $4) ON CONFLICT (issuer, subject) DO NOTHING",
-        )
-        .bind(issuer)
-        .bind(subject)
-        .bind(&person.subject)
-        .bind(now.as_second())
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
-            let holder: String = sqlx::query_scalar(
-                "SELECT p.name FROM upstream_identities u JOIN people p ON p.id = u.person_id
-                 WHERE u.issuer = $1 AND u.subject = $2",
-            )
-            .bind(issuer)
-            .bind(subject)
-            .fetch_one(&mut *tx)
-            .await?;
-            // Linked to the same person before: nothing to do.
-            if holder != name.as_str() {
-                return Err(StoreError::IdentityTaken { subject: subject.to_owned(), holder });
-            }
-        }
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Remembers at which provider the session began.
+    /// Remembers at which provider the session began. False when whoever came is no longer tied to
+    /// the person: somebody has undone that since they arrived.
     pub async fn keep_upstream(
         &self,
-        session_id: &str,
-        provider: &str,
-        id_token: &str,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO upstream_sessions (session_id, provider, id_token) VALUES ($1, $2, $3)
-             ON CONFLICT (session_id) DO NOTHING",
-        )
-        .bind(session_id)
-        .bind(provider)
-        .bind(id_token)
+        session: &Session,
+        origin: &Origin<'_>,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(self.dialect.pick(
+            "INSERT INTO upstream_sessions (session_id, provider, id_token)
+             SELECT $1, $2, $3 FROM upstream_identities
+             WHERE issuer = $4 AND subject = $5 AND person_id = $6",
+            "INSERT INTO upstream_sessions (session_id, provider, id_token)
+             SELECT $1, $2, $3 FROM upstream_identities
+             WHERE issuer = $4 AND subject = $5 AND person_id = $6 FOR SHARE",
+        ))
+        .bind(&session.id)
+        .bind(origin.provider)
+        .bind(origin.id_token)
+        .bind(origin.issuer)
+        .bind(origin.subject)
+        .bind(&session.person.subject)
         .execute(&self.pool)
         .await?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
     }
 
     /// The provider's id and its ID token, if the session began at one.

@@ -85,7 +85,7 @@ async fn operators_choose_lifetime_and_audience() {
     let alice = "alice".parse().unwrap();
     let foreign = NewPersonalToken::full("foreign", Duration::from_secs(60), "elsewhere");
     let foreign = server.store.issue_personal_token(&issuer, &alice, foreign, server.now()).await;
-    let foreign = foreign.unwrap();
+    let (foreign, _) = foreign.unwrap();
     assert_eq!(verifier.verify(&foreign, server.now()), Err(TokenError::Audience));
     let response = server.api(Method::GET, "/userinfo", &foreign, Value::Null).await;
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{upstream::Upstream, *};
 
 /// A server that knows these providers; `local` says whether passwords count too.
-async fn server(upstreams: &[&Upstream], local: bool, more: Value) -> Server {
+pub(super) async fn server(upstreams: &[&Upstream], local: bool, more: Value) -> Server {
     Server::start_changed(|folder, config| {
         let configs = upstreams.iter().enumerate().map(|(n, upstream)| {
             upstream.config(&folder.join(format!("upstream-secret-{n}")), more.clone())
@@ -23,7 +23,7 @@ async fn server(upstreams: &[&Upstream], local: bool, more: Value) -> Server {
     .await
 }
 
-fn carol() -> Value {
+pub(super) fn carol() -> Value {
     json!({
         "preferred_username": "Carol", "email": "carol@example.com", "email_verified": true,
         "groups": ["ml", "staff"],
@@ -31,7 +31,7 @@ fn carol() -> Value {
 }
 
 /// Opens the path, signs in at the provider, and returns where the browser ends up.
-async fn sign_in(
+pub(super) async fn sign_in(
     browser: &mut Browser,
     server: &Server,
     upstream: &Upstream,
@@ -49,7 +49,7 @@ fn ours(address: &str) -> &str {
     address.strip_prefix(ISSUER).unwrap()
 }
 
-async fn tokens(server: &Server, response: &reqwest::Response) -> Value {
+pub(super) async fn tokens(server: &Server, response: &reqwest::Response) -> Value {
     let to = location(response);
     assert!(to.starts_with(CALLBACK), "{to}");
     let (status, tokens) = server.redeem(GATE, &query(&to)["code"]).await;
@@ -58,7 +58,7 @@ async fn tokens(server: &Server, response: &reqwest::Response) -> Value {
 }
 
 /// What a page says, with its status.
-async fn page(response: reqwest::Response) -> (StatusCode, String) {
+pub(super) async fn page(response: reqwest::Response) -> (StatusCode, String) {
     (response.status(), response.text().await.unwrap().replace('\n', " "))
 }
 
@@ -205,6 +205,41 @@ async fn while_the_provider_is_down_there_is_a_clear_page_and_sessions_live_on()
     // The old server knows other keys than those that sign now, and asks for them.
     let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
     tokens(&server, &response).await;
+}
+
+#[tokio::test]
+async fn signing_out_ends_the_session_here_while_the_provider_is_down() {
+    let upstream = Upstream::start("corp", 0);
+    upstream.set("u-1", carol(), false).await;
+    let server = server(&[&upstream], false, json!({})).await;
+    let path = authorize_with(&[]);
+    let mut browsers = [Browser::default(), Browser::default()];
+    let mut refresh = Vec::new();
+    for browser in &mut browsers {
+        let response = sign_in(browser, &server, &upstream, &path, "u-1").await;
+        refresh.push(text(&tokens(&server, &response).await, "refresh_token").to_owned());
+    }
+    drop(upstream);
+    // One that knows where sessions end there, and one that never reached it.
+    let fresh = server.replica().await;
+    for ((at, offers), (browser, refresh)) in
+        [(&server, true), (&fresh, false)].into_iter().zip(browsers.iter_mut().zip(&refresh))
+    {
+        assert!(location(&browser.open(at, &path).await).starts_with(CALLBACK));
+        let cookies = browser.cookies.clone();
+        let html = browser.open(at, "/sign-out").await.text().await.unwrap();
+        let request = at.request(Method::POST, "/sign-out").header(header::ORIGIN, ISSUER);
+        let response = browser.send(request.form(&[("ticket", ticket(&html))])).await;
+        let (status, html) = page(response).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(html.contains("You are signed out"), "{html}");
+        assert_eq!(html.contains("still signed in at corp &#38; Sons"), offers, "{html}");
+        // Whatever the browser does with the page: what it had is worth nothing.
+        browser.cookies = cookies;
+        let again = browser.open(at, &authorize_with(&[("prompt", "none")])).await;
+        assert_eq!(query(&location(&again))["error"], "login_required");
+        assert_eq!(at.refresh(refresh).await.0, StatusCode::BAD_REQUEST);
+    }
 }
 
 #[tokio::test]

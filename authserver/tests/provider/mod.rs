@@ -23,3 +23,4 @@ mod service_accounts;
 mod sessions;
 mod shown_tokens;
 mod standards;
+mod unlinked;

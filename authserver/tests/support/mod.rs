@@ -279,7 +279,7 @@ impl Server {
         let new = NewPersonalToken::full("test", lifetime, "dormouse");
         let issuer = ISSUER.parse().unwrap();
         let user = user.parse().unwrap();
-        self.store.issue_personal_token(&issuer, &user, new, self.now()).await.unwrap()
+        self.store.issue_personal_token(&issuer, &user, new, self.now()).await.unwrap().0
     }
 
     /// As a gateway has it: keys fetched from the issuer.

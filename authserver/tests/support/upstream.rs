@@ -68,6 +68,11 @@ impl Upstream {
         serde_json::from_value(config).unwrap()
     }
 
+    /// As our settings name it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     pub fn issuer(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::{cluster_side::ClusterSide, place::Place};
-pub use place::{database, issuer_of, master_key};
+pub use place::{audit_log, database, issuer_of, master_key};
 
 #[derive(Args, Debug, Clone)]
 pub struct Options {

@@ -59,7 +59,7 @@ pub async fn ensure(place: &Place, issuer: &str) -> anyhow::Result<Vec<Credentia
         };
         store.ensure_user(&person, Some(&password), now).await?;
         let new = NewPersonalToken::full("development", LIFETIME, "dormouse");
-        let token = store.issue_personal_token(&parsed, &person.name, new, now).await?;
+        let (token, _) = store.issue_personal_token(&parsed, &person.name, new, now).await?;
         users.push(Credentials { name: name.to_owned(), password, token });
     }
     store.close().await;

@@ -25,6 +25,11 @@ pub fn master_key(data_dir: &Path) -> PathBuf {
     data_dir.join("master-key")
 }
 
+/// Where all services write their audit events.
+pub fn audit_log(data_dir: &Path) -> PathBuf {
+    data_dir.join("audit.jsonl")
+}
+
 /// The issuer of the last run, for operators' commands.
 pub fn issuer_of(data_dir: &Path) -> anyhow::Result<String> {
     Ok(secret::read(&data_dir.join("issuer"))?)
@@ -73,6 +78,10 @@ impl Place {
 
     pub fn database(&self) -> PathBuf {
         database(&self.root)
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        audit_log(&self.root)
     }
 
     pub fn master_key(&self) -> PathBuf {

@@ -140,7 +140,7 @@ pub async fn start(
     stop: &CancellationToken,
 ) -> anyhow::Result<Services> {
     let mut services = Services { tasks: JoinSet::new(), healths: Vec::new(), stop: stop.clone() };
-    let audit = Audit::to_file("dev", &place.path("audit.jsonl")).context("the audit log")?;
+    let audit = Audit::to_file("dev", &place.audit_log()).context("the audit log")?;
     let secret = place.client_secret_file()?;
     let base = &options.base_domain;
 

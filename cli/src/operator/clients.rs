@@ -8,7 +8,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Place;
+use super::{
+    Place,
+    audit::{Act, Done},
+};
 
 #[derive(Subcommand)]
 pub enum ClientOrder {
@@ -109,27 +112,49 @@ impl From<Grant> for GrantType {
     }
 }
 
-pub async fn run(order: ClientOrder, now: Timestamp) -> anyhow::Result<()> {
+impl ClientOrder {
+    pub fn change(&self) -> Option<(&Place, Act)> {
+        match self {
+            Self::List(_) | Self::Show(_) => None,
+            Self::Create(options) => {
+                Some((&options.place, Act::new("client-added", named(&options.id))))
+            }
+            Self::RotateSecret(Identified { place, id }) => {
+                Some((place, Act::new("client-secret-rotated", named(id))))
+            }
+            Self::Delete(Identified { place, id }) => {
+                Some((place, Act::new("client-deleted", named(id))))
+            }
+        }
+    }
+}
+
+fn named(id: &str) -> String {
+    format!("Client {id}")
+}
+
+pub async fn run(order: ClientOrder, now: Timestamp) -> anyhow::Result<Done> {
     match order {
         ClientOrder::Create(options) => create(*options, now).await,
         ClientOrder::List(place) => list(&place).await,
         ClientOrder::Show(Identified { place, id }) => show(&place, &id).await,
         ClientOrder::RotateSecret(Identified { place, id }) => {
             let secret = place.open().await?.rotate_client_secret(&id).await?;
-            if place.json {
-                println!("{}", json!({ "client_id": id, "client_secret": secret }));
+            let answer = if place.json {
+                format!("{}\n", json!({ "client_id": id, "client_secret": secret }))
             } else {
-                println!("{secret}");
-            }
-            Ok(())
+                format!("{secret}\n")
+            };
+            Ok(Done::default().answering(answer))
         }
         ClientOrder::Delete(Identified { place, id }) => {
-            Ok(place.open().await?.remove_client(&id, now).await?)
+            place.open().await?.remove_client(&id, now).await?;
+            Ok(Done::default())
         }
     }
 }
 
-async fn create(options: CreateOptions, now: Timestamp) -> anyhow::Result<()> {
+async fn create(options: CreateOptions, now: Timestamp) -> anyhow::Result<Done> {
     let mut client = ClientConfig::named(options.id);
     client.public = options.public;
     client.jwks_file = options.jwks_file;
@@ -148,18 +173,38 @@ async fn create(options: CreateOptions, now: Timestamp) -> anyhow::Result<()> {
     client.third_party = options.third_party;
     client.pushed_requests_only = options.pushed_requests_only;
     let secret = options.place.open().await?.add_client(&client, now).await?;
-    if options.place.json {
-        println!("{}", json!({ "client_id": client.id, "client_secret": secret }));
-        return Ok(());
-    }
-    println!("client_id      {}", client.id);
-    if let Some(secret) = secret {
-        println!("client_secret  {secret}");
-    }
-    Ok(())
+    let answer = if options.place.json {
+        format!("{}\n", json!({ "client_id": client.id, "client_secret": secret }))
+    } else {
+        let secret = secret.map(|secret| format!("client_secret  {secret}\n"));
+        format!("client_id      {}\n{}", client.id, secret.unwrap_or_default())
+    };
+    let act = Act::new("client-added", named(&client.id)).with(rights(&client));
+    Ok(Done::acted(act).answering(answer))
 }
 
-async fn list(place: &Place) -> anyhow::Result<()> {
+/// What a client may do, on one line.
+fn rights(client: &ClientConfig) -> String {
+    let mut said = format!("scopes {}; codes to", client.scopes.join(" "));
+    if client.redirect_uris.is_empty() {
+        said += " nowhere";
+    }
+    for uri in &client.redirect_uris {
+        said = format!("{said} {uri}");
+    }
+    if !client.resources.is_empty() {
+        said += &format!("; resources {}", client.resources.join(" "));
+    }
+    if client.public {
+        said += "; public";
+    }
+    if client.third_party {
+        said += "; third party";
+    }
+    said
+}
+
+async fn list(place: &Place) -> anyhow::Result<Done> {
     for client in place.open().await?.list_clients().await? {
         if place.json {
             println!("{}", json!(client));
@@ -168,10 +213,10 @@ async fn list(place: &Place) -> anyhow::Result<()> {
             println!("{}  {}{origin}", client.id, client.auth_method);
         }
     }
-    Ok(())
+    Ok(Done::default())
 }
 
-async fn show(place: &Place, id: &str) -> anyhow::Result<()> {
+async fn show(place: &Place, id: &str) -> anyhow::Result<Done> {
     let Some(client) = place.open().await?.show_client(id).await? else {
         bail!("there is no client {id}; `dormouse auth client list` shows those that there are");
     };
@@ -180,7 +225,7 @@ async fn show(place: &Place, id: &str) -> anyhow::Result<()> {
     } else {
         print!("{}", lines(&client));
     }
-    Ok(())
+    Ok(Done::default())
 }
 
 /// One line for each thing that is set.

@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Place;
+use super::{
+    Place,
+    audit::{Act, Done},
+};
 
 #[derive(Subcommand)]
 pub enum KeyOrder {
@@ -38,29 +41,53 @@ pub struct RotateOptions {
     void_all_tokens: bool,
 }
 
-pub async fn run(order: KeyOrder, now: Timestamp) -> anyhow::Result<()> {
-    match order {
-        KeyOrder::List(place) => list(&place, now).await,
-        KeyOrder::Rotate(options) => {
-            let store = options.place.open().await?;
-            if options.void_all_tokens {
-                store.replace_keys(now).await?;
-            } else {
-                store.rotate_key(options.after, now).await?;
+impl KeyOrder {
+    pub fn change(&self) -> Option<(&Place, Act)> {
+        match self {
+            Self::List(_) => None,
+            Self::Rotate(options) => {
+                Some((&options.place, Act::new(options.did(), "Signing keys".to_owned())))
             }
-            list(&options.place, now).await
         }
     }
 }
 
-async fn list(place: &Place, now: Timestamp) -> anyhow::Result<()> {
-    for key in place.open().await?.list_keys(now).await? {
-        if place.json {
-            println!("{}", json!(key));
-        } else {
-            let sealed = if key.sealed { "sealed" } else { "not sealed" };
-            println!("{:<8}  {}  signs from {}  {sealed}", key.state, key.kid, key.active_from);
+impl RotateOptions {
+    fn did(&self) -> &'static str {
+        if self.void_all_tokens { "keys-replaced" } else { "key-rotated" }
+    }
+}
+
+pub async fn run(order: KeyOrder, now: Timestamp) -> anyhow::Result<Done> {
+    match order {
+        KeyOrder::List(place) => Ok(Done::default().answering(list(&place, now).await?)),
+        KeyOrder::Rotate(options) => {
+            let store = options.place.open().await?;
+            let (kid, detail) = if options.void_all_tokens {
+                (store.replace_keys(now).await?, "all other keys are gone".to_owned())
+            } else {
+                let after = humantime::format_duration(options.after);
+                (store.rotate_key(options.after, now).await?, format!("signs after {after}"))
+            };
+            let act = Act::new(options.did(), format!("Signing key {kid}")).with(detail);
+            // It is done, whatever becomes of the list.
+            let answer = list(&options.place, now).await.unwrap_or_else(|error| {
+                eprintln!("dormouse: the keys were changed, but cannot be listed: {error}");
+                String::new()
+            });
+            Ok(Done::acted(act).answering(answer))
         }
     }
-    Ok(())
+}
+
+async fn list(place: &Place, now: Timestamp) -> anyhow::Result<String> {
+    let keys = place.open().await?.list_keys(now).await?;
+    let lines = keys.into_iter().map(|key| {
+        if place.json {
+            return format!("{}\n", json!(key));
+        }
+        let sealed = if key.sealed { "sealed" } else { "not sealed" };
+        format!("{:<8}  {}  signs from {}  {sealed}\n", key.state, key.kid, key.active_from)
+    });
+    Ok(lines.collect())
 }

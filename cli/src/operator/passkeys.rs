@@ -1,4 +1,4 @@
-//! `dormouse auth passkey ...`, and what `dormouse auth user show` says.
+//! `dormouse auth passkey ...`
 
 use anyhow::bail;
 use authserver::{Passkey, StoreError};
@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use domain::name::UserName;
 use serde_json::json;
 
-use super::{Named, Place};
+use super::{
+    Place,
+    audit::{Act, Done},
+};
 
 #[derive(Subcommand)]
 pub enum PasskeyOrder {
@@ -45,7 +48,20 @@ pub struct RemoveOptions {
     all: bool,
 }
 
-pub async fn run(order: PasskeyOrder) -> anyhow::Result<()> {
+impl PasskeyOrder {
+    pub fn change(&self) -> Option<(&Place, Act)> {
+        match self {
+            Self::List(_) => None,
+            Self::Remove(RemoveOptions { whose: Whose { place, user }, id, .. }) => {
+                let act = Act::new("passkey-removed", format!("Person {user}"));
+                let which = id.as_deref().map_or("all".to_owned(), |id| format!("passkey {id}"));
+                Some((place, act.with(which)))
+            }
+        }
+    }
+}
+
+pub async fn run(order: PasskeyOrder) -> anyhow::Result<Done> {
     match order {
         PasskeyOrder::List(Whose { place, user }) => {
             let store = place.open().await?;
@@ -60,7 +76,7 @@ pub async fn run(order: PasskeyOrder) -> anyhow::Result<()> {
                     println!("{}", line(&passkey));
                 }
             }
-            Ok(())
+            Ok(Done::default())
         }
         PasskeyOrder::Remove(RemoveOptions { whose: Whose { place, user }, id, .. }) => {
             let store = place.open().await?;
@@ -68,51 +84,19 @@ pub async fn run(order: PasskeyOrder) -> anyhow::Result<()> {
             if let (0, Some(id)) = (removed, &id) {
                 bail!("{user} has no passkey {id}; see `dormouse auth passkey list --user {user}`");
             }
-            if place.json {
-                println!("{}", json!({ "removed": removed }));
+            let answer = if place.json {
+                format!("{}\n", json!({ "removed": removed }))
             } else {
-                println!("{removed} removed");
-            }
-            Ok(())
+                format!("{removed} removed\n")
+            };
+            let which = id.map_or(format!("all, {removed} removed"), |id| format!("passkey {id}"));
+            let act = Act::new("passkey-removed", format!("Person {user}")).with(which);
+            Ok(Done::acted(act).answering(answer))
         }
     }
 }
 
-/// One person with their passkeys.
-pub async fn show(Named { place, name }: Named) -> anyhow::Result<()> {
-    let store = place.open().await?;
-    let Some(person) = store.person(&name).await? else {
-        return Err(StoreError::NoSuchPerson(name.to_string()).into());
-    };
-    let passkeys = store.passkeys(&person.subject).await?;
-    if place.json {
-        let line = json!({
-            "name": person.name, "subject": person.subject, "email": person.email,
-            "groups": person.groups, "disabled": person.disabled_at.is_some(),
-            "passkeys": passkeys,
-        });
-        println!("{line}");
-        return Ok(());
-    }
-    println!("name      {}", person.name);
-    println!("subject   {}", person.subject);
-    println!("e-mail    {}", person.email.as_deref().unwrap_or("none"));
-    println!("groups    {}", or_none(&person.groups.join(", ")));
-    if let Some(since) = person.disabled_at {
-        println!("disabled  since {since}");
-    }
-    println!("passkeys  {}", if passkeys.is_empty() { "none" } else { "" });
-    for passkey in &passkeys {
-        println!("  {}", line(passkey));
-    }
-    Ok(())
-}
-
-fn or_none(text: &str) -> &str {
-    if text.is_empty() { "none" } else { text }
-}
-
-fn line(passkey: &Passkey) -> String {
+pub fn line(passkey: &Passkey) -> String {
     let used = passkey.used_at.map(|at| format!("last used {at}"));
     let used = used.unwrap_or_else(|| "not used yet".to_owned());
     let blocked = if passkey.blocked_at.is_some() { "  (blocked: may be copied)" } else { "" };

@@ -9,7 +9,10 @@ use domain::name::UserName;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Named, Place};
+use super::{
+    Named, Place,
+    audit::{Act, Done},
+};
 
 #[derive(Subcommand)]
 pub enum ServiceAccountOrder {
@@ -48,7 +51,22 @@ pub struct AddOptions {
     expires_in: Option<Duration>,
 }
 
-pub async fn run(order: ServiceAccountOrder, now: Timestamp) -> anyhow::Result<()> {
+impl ServiceAccountOrder {
+    pub fn change(&self) -> Option<(&Place, Act)> {
+        let account = |name| format!("ServiceAccount {name}");
+        match self {
+            Self::List(_) => None,
+            Self::Add(AddOptions { place, name, .. }) => {
+                Some((place, Act::new("service-account-added", account(name))))
+            }
+            Self::Revoke(Named { place, name }) => {
+                Some((place, Act::new("service-account-revoked", account(name))))
+            }
+        }
+    }
+}
+
+pub async fn run(order: ServiceAccountOrder, now: Timestamp) -> anyhow::Result<Done> {
     match order {
         ServiceAccountOrder::Add(options) => add(options, now).await,
         ServiceAccountOrder::List(place) => list(&place).await,
@@ -56,12 +74,12 @@ pub async fn run(order: ServiceAccountOrder, now: Timestamp) -> anyhow::Result<(
             if !place.open().await?.revoke_service_account(&name, now).await? {
                 bail!("there is no service account {name}; `service-account list` shows them");
             }
-            Ok(())
+            Ok(Done::default())
         }
     }
 }
 
-async fn add(options: AddOptions, now: Timestamp) -> anyhow::Result<()> {
+async fn add(options: AddOptions, now: Timestamp) -> anyhow::Result<Done> {
     let keys = match &options.jwks_file {
         Some(file) => Some(
             std::fs::read_to_string(file)
@@ -69,27 +87,37 @@ async fn add(options: AddOptions, now: Timestamp) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    let scopes = options.scopes.join(" ");
+    let act = Act::new("service-account-added", format!("ServiceAccount {}", options.name));
     let new = NewServiceAccount {
         name: options.name,
         groups: &options.groups,
-        scopes: &options.scopes.join(" "),
+        scopes: &scopes,
         workload: options.workload.as_deref(),
         proof: keys.as_deref().map_or(Proof::Secret, Proof::Keys),
         lifetime: options.expires_in,
     };
     let (client_id, secret) = options.place.open().await?.add_service_account(new, now).await?;
-    if options.place.json {
-        println!("{}", json!({"client_id": client_id, "client_secret": secret}));
-    } else {
-        println!("client_id      {client_id}");
-        if let Some(secret) = secret {
-            println!("client_secret  {secret}");
-        }
+    let mut detail = format!("{client_id}; scopes {scopes}");
+    if !options.groups.is_empty() {
+        detail += &format!("; groups {}", options.groups.join(", "));
     }
-    Ok(())
+    if let Some(only) = &options.workload {
+        detail += &format!("; {only} alone");
+    }
+    if let Some(lifetime) = options.expires_in {
+        detail += &format!("; for {}", humantime::format_duration(lifetime));
+    }
+    let answer = if options.place.json {
+        format!("{}\n", json!({"client_id": client_id, "client_secret": secret}))
+    } else {
+        let secret = secret.map(|secret| format!("client_secret  {secret}\n"));
+        format!("client_id      {client_id}\n{}", secret.unwrap_or_default())
+    };
+    Ok(Done::acted(act.with(detail)).answering(answer))
 }
 
-async fn list(place: &Place) -> anyhow::Result<()> {
+async fn list(place: &Place) -> anyhow::Result<Done> {
     for account in place.open().await?.service_accounts().await? {
         if place.json {
             println!("{}", json!(account));
@@ -99,5 +127,5 @@ async fn list(place: &Place) -> anyhow::Result<()> {
             println!("{}  {}{workload}{revoked}", account.name, account.scopes);
         }
     }
-    Ok(())
+    Ok(Done::default())
 }

@@ -6,7 +6,10 @@ use domain::name::UserName;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Place;
+use super::{
+    Place,
+    audit::{Act, Done},
+};
 
 /// More than anybody reads.
 const SHOWN_MAX: i64 = 10_000;
@@ -49,7 +52,22 @@ pub struct EndOptions {
     id: Option<String>,
 }
 
-pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<()> {
+impl SessionOrder {
+    pub fn change(&self) -> Option<(&Place, Act)> {
+        match self {
+            Self::List(_) => None,
+            Self::End(EndOptions { place, user: Some(user), .. }) => {
+                Some((place, Act::new("sessions-ended", format!("Person {user}"))))
+            }
+            Self::End(EndOptions { place, user: None, id }) => {
+                let id = id.as_deref().unwrap_or_default();
+                Some((place, Act::new("session-ended", format!("Session {id}"))))
+            }
+        }
+    }
+}
+
+pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<Done> {
     match order {
         SessionOrder::List(ListOptions { place, user }) => {
             let store = place.open().await?;
@@ -60,27 +78,32 @@ pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<()> {
                     println!("{}  {}  last used {}", session.id, session.user, session.used_at);
                 }
             }
-            Ok(())
+            Ok(Done::default())
         }
         SessionOrder::End(EndOptions { place, user, id }) => {
             let store = place.open().await?;
-            let ended = match (&user, &id) {
-                (Some(user), _) => store.end_sessions_of(user, now).await?,
-                (None, Some(id)) if store.session_exists(id).await? => {
-                    store.end_session(id, now).await?;
-                    1
+            let (ended, act) = match (&user, &id) {
+                (Some(user), _) => {
+                    let ended = store.end_sessions_of(user, now).await?;
+                    let act = Act::new("sessions-ended", format!("Person {user}"));
+                    (ended, act.with(format!("{ended} ended")))
                 }
                 (None, Some(id)) => {
-                    bail!("there is no session {id}; see `dormouse auth session list`")
+                    let Some(holder) = store.session_holder(id).await? else {
+                        bail!("there is no session {id}; see `dormouse auth session list`")
+                    };
+                    store.end_session(id, now).await?;
+                    let act = Act::new("session-ended", format!("Session {id}"));
+                    (1, act.with(format!("of {holder}")))
                 }
                 (None, None) => bail!("say whose sessions with --user, or which with --id"),
             };
-            if place.json {
-                println!("{}", json!({ "ended": ended }));
+            let answer = if place.json {
+                format!("{}\n", json!({ "ended": ended }))
             } else {
-                println!("{ended} ended");
-            }
-            Ok(())
+                format!("{ended} ended\n")
+            };
+            Ok(Done::acted(act).answering(answer))
         }
     }
 }

@@ -13,15 +13,20 @@ use super::{listen, run_with_admin, start};
 /// The file of `dormouse authserver`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Settings {
+pub struct Settings {
     /// Plain HTTP, behind the proxy.
     listen: SocketAddr,
     /// Health and metrics; never to be reached from outside.
     admin_listen: SocketAddr,
     /// Standard output when unset.
     #[serde(default)]
-    audit_file: Option<PathBuf>,
-    authserver: authserver::Config,
+    pub audit_file: Option<PathBuf>,
+    pub authserver: authserver::Config,
+}
+
+/// As the service reads them, for commands beside it.
+pub fn read(file: &Path) -> anyhow::Result<Settings> {
+    Ok(settings::load(Some(file))?)
 }
 
 pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
