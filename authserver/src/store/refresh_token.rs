@@ -6,6 +6,9 @@ use aws_lc_rs::hmac;
 
 use crate::secret::{Secret, digest};
 
+/// Longest id of a grant, in bytes: they are UUIDs.
+const GRANT_MAX: usize = 36;
+
 /// Where a refresh token is kept, and the access token that was issued along with it: the tokens of a
 /// grant lie in the order in which they follow each other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +41,11 @@ impl Place {
     }
 
     fn new(grant_id: &str, generation: &str) -> Option<Self> {
+        // It comes from outside, and PostgreSQL refuses some of what a text can hold.
+        let named = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if !(1..=GRANT_MAX).contains(&grant_id.len()) || !grant_id.bytes().all(named) {
+            return None;
+        }
         if !generation.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
@@ -108,8 +116,11 @@ mod tests {
         {
             assert_eq!(Place::of_jti(other), None, "{other}");
         }
-        for other in ["", "grant.1", "grant.a.b", "grant..b", "a.b"] {
-            assert_eq!(Place::of_token(other), None, "{other}");
+        let long = format!("{}.1.b", "g".repeat(GRANT_MAX + 1));
+        for other in
+            ["", "grant.1", "grant.a.b", "grant..b", "a.b", ".1.b", "g\0.1.b", "ä.1.b", &long]
+        {
+            assert_eq!(Place::of_token(other), None, "{other:?}");
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) const REMEMBERED: i64 = 24 * 3600;
 const ATTEMPTS: usize = 3;
 
 /// A refresh token to be exchanged for its successor, and for an access token.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Exchange {
     pub token: String,
     /// Who presents it.

@@ -103,6 +103,19 @@ async fn attack_15_a_hundred_that_refresh_at_once_on_two_servers_get_one_success
     assert_eq!(count, 4, "one rotation per round");
 }
 
+#[tokio::test]
+async fn a_token_that_is_none_is_refused_whatever_is_in_it() {
+    let server = Server::start().await;
+    let secret = "x".repeat(43);
+    for grant in ["\0", "\u{ffff}", "'", "\"", "\\u0000", ""] {
+        for number in ["1", "9223372036854775807", "9223372036854775808", "-1", ""] {
+            let (status, answer) = server.refresh(&format!("{grant}.{number}.{secret}")).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{grant:?} {number}: {answer}");
+            assert_eq!(answer["error"], "invalid_grant");
+        }
+    }
+}
+
 async fn count_refresh_tokens(server: &Server) -> i64 {
     let pool = pool(server).await;
     sqlx::query_scalar("SELECT count(*) FROM refresh_tokens").fetch_one(&pool).await.unwrap()
