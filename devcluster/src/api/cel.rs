@@ -193,6 +193,8 @@ fn run(
         Some("FieldValueDuplicate") => {
             FieldError::new(field, FieldErrorKind::Duplicate, short(value))
         }
+        // A rule at the root names no value.
+        _ if field.is_empty() => FieldError::new(field, FieldErrorKind::Invalid, failure),
         _ => {
             FieldError::new(field, FieldErrorKind::Invalid, format!("{}: {failure}", short(value)))
         }

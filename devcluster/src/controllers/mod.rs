@@ -15,7 +15,6 @@ mod names;
 mod namespace;
 mod node;
 mod pods;
-mod quantity;
 mod queue;
 mod replicaset;
 mod scheduler;

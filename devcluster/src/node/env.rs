@@ -1,7 +1,7 @@
 //! A container's environment: literal values, the downward API, secrets and config maps, and `$(VAR)` references.
 
 use super::pathmap::PathMap;
-use super::quantity;
+use crate::quantity;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,

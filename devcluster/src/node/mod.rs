@@ -15,7 +15,6 @@ mod pathmap;
 mod pod;
 mod probe;
 mod process;
-mod quantity;
 mod register;
 mod runner;
 mod server;

@@ -7,7 +7,8 @@ mod pods;
 mod validate;
 
 pub use defaults::defaults;
-pub use validate::validate;
+pub use pod_rules::warnings;
+pub use validate::{requested, validate};
 
 use super::names;
 use super::registry::Resource;

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::api::names;
+use crate::api::registry::Resource;
 use crate::api::status::{FieldError, FieldErrorKind};
 
 pub fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
@@ -47,6 +48,7 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             if container["image"].as_str().unwrap_or("").is_empty() {
                 errors.push(FieldError::required(format!("{at}.image")));
             }
+            let mut paths: Vec<&str> = Vec::new();
             for (j, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate()
             {
                 let name = mount["name"].as_str().unwrap_or("");
@@ -57,9 +59,14 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
                         format!("{name:?}"),
                     ));
                 }
-                if mount["mountPath"].as_str().unwrap_or("").is_empty() {
-                    errors.push(FieldError::required(format!("{at}.volumeMounts[{j}].mountPath")));
+                let path = mount["mountPath"].as_str().unwrap_or("");
+                let at = format!("{at}.volumeMounts[{j}].mountPath");
+                if path.is_empty() {
+                    errors.push(FieldError::required(at));
+                } else if paths.contains(&path) {
+                    errors.push(FieldError::invalid(at, &mount["mountPath"], "must be unique"));
                 }
+                paths.push(path);
             }
             for (j, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
                 port_number(
@@ -75,6 +82,32 @@ pub fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             }
         }
     }
+}
+
+/// An environment variable that is there twice is accepted on every way but server-side apply.
+pub fn warnings(resource: &Resource, object: &Value) -> Vec<String> {
+    let (spec, path) = match (resource.group.as_str(), resource.plural.as_str()) {
+        ("", "pods") => (&object["spec"], "spec"),
+        ("apps", _) | ("batch", "jobs") => {
+            (&object["spec"]["template"]["spec"], "spec.template.spec")
+        }
+        _ => return Vec::new(),
+    };
+    let mut warnings = Vec::new();
+    for list in ["initContainers", "containers"] {
+        for (i, container) in spec[list].as_array().into_iter().flatten().enumerate() {
+            let env = container["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+            for (j, variable) in env.iter().enumerate() {
+                if env[..j].iter().any(|before| before["name"] == variable["name"]) {
+                    warnings.push(format!(
+                        "{path}.{list}[{i}].env[{j}]: hides previous definition of {}, which may be dropped when using apply",
+                        variable["name"]
+                    ));
+                }
+            }
+        }
+    }
+    warnings
 }
 
 fn check_name(name: &str, path: &str, errors: &mut Vec<FieldError>) {

@@ -6,6 +6,7 @@ use super::pod_rules::{pod_spec, pod_update, port_number};
 use crate::api::names;
 use crate::api::registry::Resource;
 use crate::api::status::{FieldError, FieldErrorKind};
+use crate::quantity::thousandths;
 
 pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -310,31 +311,48 @@ fn claim(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     if spec["resources"]["requests"]["storage"].is_null() {
         errors.push(FieldError::required("spec.resources[storage]"));
     }
-    if let Some(old) = old {
-        let fixed = |spec: &Value| -> Value {
-            let mut spec = spec.clone();
-            if let Some(map) = spec.as_object_mut() {
-                map.remove("resources");
-                map.remove("volumeAttributesClassName");
-            }
-            spec
-        };
-        let (mut before, after) = (fixed(&old["spec"]), fixed(spec));
-        // Binding sets the volume's name, once; a class may be given late.
-        for field in ["volumeName", "storageClassName"] {
-            if before[field].is_null()
-                && let (Some(map), Some(value)) = (before.as_object_mut(), after.get(field))
-            {
-                map.insert(field.to_owned(), value.clone());
-            }
+    let Some(old) = old else { return };
+    let is_bound = old["status"]["phase"] == "Bound";
+    let fixed = |spec: &Value| -> Value {
+        let mut spec = spec.clone();
+        if is_bound && let Some(map) = spec.as_object_mut() {
+            map.remove("resources");
+            map.remove("volumeAttributesClassName");
+        } else if let Some(storage) = requested(&spec) {
+            // `1024Mi` is `1Gi`.
+            spec["resources"]["requests"]["storage"] = storage.to_string().into();
         }
-        if before != after {
-            errors.push(FieldError::forbidden(
-                "spec",
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-            ));
+        spec
+    };
+    let (mut before, after) = (fixed(&old["spec"]), fixed(spec));
+    // Binding sets the volume's name, once; a class may be given late.
+    for field in ["volumeName", "storageClassName"] {
+        if before[field].is_null()
+            && let (Some(map), Some(value)) = (before.as_object_mut(), after.get(field))
+        {
+            map.insert(field.to_owned(), value.clone());
         }
     }
+    if before != after {
+        errors.push(FieldError::forbidden(
+            "spec",
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        ));
+        return;
+    }
+    let (Some(wanted), Some(asked)) = (requested(spec), requested(&old["spec"])) else { return };
+    let has = old["status"]["capacity"]["storage"].as_str().and_then(thousandths).unwrap_or(asked);
+    if is_bound && wanted < asked && wanted < has {
+        errors.push(FieldError::forbidden(
+            "spec.resources.requests.storage",
+            "field can not be less than status.capacity",
+        ));
+    }
+}
+
+/// The size that a claim asks for, in thousandths of a byte.
+pub fn requested(claim_spec: &Value) -> Option<i128> {
+    thousandths(claim_spec["resources"]["requests"]["storage"].as_str()?)
 }
 
 fn endpoint_slice(object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {

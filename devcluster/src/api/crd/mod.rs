@@ -180,6 +180,64 @@ pub fn defaults(object: &mut Value, old: Option<&Value>, now: Timestamp) {
     });
 }
 
+/// Formats that API servers know; with any other they warn, and do not check it.
+const FORMATS: [&str; 31] = [
+    "bsonobjectid",
+    "byte",
+    "cidr",
+    "creditcard",
+    "date",
+    "date-time",
+    "datetime",
+    "double",
+    "duration",
+    "email",
+    "float",
+    "hexcolor",
+    "hostname",
+    "int32",
+    "int64",
+    "ipv4",
+    "ipv6",
+    "isbn",
+    "isbn10",
+    "isbn13",
+    "k8s-long-name",
+    "k8s-short-name",
+    "mac",
+    "password",
+    "rgbcolor",
+    "ssn",
+    "uri",
+    "uuid",
+    "uuid3",
+    "uuid4",
+    "uuid5",
+];
+
+/// What a client is told of a definition that is accepted.
+pub fn warnings(definition: &Value) -> Vec<String> {
+    fn walk(schema: &Value, found: &mut std::collections::BTreeSet<String>) {
+        match schema {
+            Value::Object(map) => {
+                if let Some(Value::String(format)) = map.get("format")
+                    && !FORMATS.contains(&format.as_str())
+                {
+                    found.insert(format.clone());
+                }
+                map.values().for_each(|child| walk(child, found));
+            }
+            Value::Array(list) => list.iter().for_each(|child| walk(child, found)),
+            _ => {}
+        }
+    }
+    let mut found = std::collections::BTreeSet::new();
+    for version in definition["spec"]["versions"].as_array().into_iter().flatten() {
+        walk(&version["schema"]["openAPIV3Schema"], &mut found);
+    }
+    found.into_iter().map(|format| format!("unrecognized format {format:?}")).collect()
+}
+
 /// What is wrong with a definition.
 pub fn validate(registry: &Registry, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();

@@ -45,7 +45,7 @@ pub async fn create_object(
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    let warnings = finish::prune(&call.resource, &call.options, &mut object)?;
+    let mut warnings = finish::prune(&call.resource, &call.options, &mut object)?;
     let generated =
         meta::name(&object).is_empty() && !meta::text(&object, "generateName").is_empty();
     if generated {
@@ -57,6 +57,7 @@ pub async fn create_object(
     let actor = call.actor(Operation::Update, "", now);
     fields::track_update(&call.resource.schema, None, &mut object, &actor);
     let stored = insert(app, call, object).await?;
+    warnings.extend(finish::warnings(&call.resource, &stored));
     Ok((stored, warnings))
 }
 

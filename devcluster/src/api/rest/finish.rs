@@ -111,6 +111,15 @@ pub fn prune(
     Ok(texts)
 }
 
+/// What a client is told of an object that is accepted.
+pub fn warnings(resource: &Resource, object: &Value) -> Vec<String> {
+    if resource.plural == crd::PLURAL {
+        crd::warnings(object)
+    } else {
+        builtin::warnings(resource, object)
+    }
+}
+
 /// Fills in defaults.
 pub fn default(app: &App, resource: &Resource, object: &mut Value, old: Option<&Value>) {
     schema::apply_defaults(&resource.schema, object);
@@ -160,10 +169,42 @@ pub fn validate(
             errors.extend(crd::validate(&app.registry(), object, old));
         }
     }
-    if errors.is_empty() {
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(
+            &resource.group,
+            &resource.kind,
+            meta::name(object),
+            &errors,
+        ));
+    }
+    check_claim_growth(app, resource, object, old)
+}
+
+/// A claim grows only if its class says that its volumes can (the admission plug-in
+/// `PersistentVolumeClaimResize`).
+fn check_claim_growth(
+    app: &App,
+    resource: &Resource,
+    claim: &Value,
+    old: Option<&Value>,
+) -> Result<(), ApiError> {
+    let Some(old) = old.filter(|_| resource.is("", "persistentvolumeclaims")) else {
+        return Ok(());
+    };
+    if builtin::requested(&claim["spec"]) <= builtin::requested(&old["spec"]) {
         return Ok(());
     }
-    Err(ApiError::invalid(&resource.group, &resource.kind, meta::name(object), &errors))
+    let class = claim["spec"]["storageClassName"].as_str().unwrap_or("");
+    let class = app.store.get("storage.k8s.io/storageclasses", "", class);
+    if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(
+        &resource.group,
+        &resource.plural,
+        meta::name(claim),
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    ))
 }
 
 fn metadata_errors(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec<FieldError> {

@@ -34,7 +34,7 @@ pub async fn replace_at(
         object["apiVersion"] = Value::String(call.resource.api_version());
     }
     finish::conform(&call, &mut object)?;
-    let warnings = finish::prune(&call.resource, &call.options, &mut object)?;
+    let mut warnings = finish::prune(&call.resource, &call.options, &mut object)?;
     let resource = call.resource.clone();
     let (stored, _) = change(app, &call, |current| {
         let current = current.ok_or_else(|| call.not_found())?;
@@ -53,6 +53,7 @@ pub async fn replace_at(
         update(app, &call, current, object, subresource, Timestamp::now())
     })
     .await?;
+    warnings.extend(finish::warnings(&call.resource, &stored));
     let mut response = respond::object(&call.resource, call.shape, StatusCode::OK, &stored, "");
     respond::warn(&mut response, &warnings);
     Ok(response)

@@ -7,6 +7,7 @@ mod defaulting;
 mod lists;
 mod parse;
 mod prune;
+mod typed;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde_json::Value;
 pub use defaulting::apply_defaults;
 pub use parse::parse;
 pub use prune::prune;
+pub use typed::{bad_quantity, untyped};
 pub use validate::validate;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -59,12 +59,13 @@ fn walk(
             }
             for (name, child) in map {
                 if let Some(field) = schema.field(name) {
-                    let child_path = if schema.properties.contains_key(name) {
-                        join(path, name)
-                    } else {
-                        format!("{path}[{name}]")
-                    };
-                    walk(field, child, old.and_then(|old| old.get(name)), &child_path, errors);
+                    walk(
+                        field,
+                        child,
+                        old.and_then(|old| old.get(name)),
+                        &join(path, name),
+                        errors,
+                    );
                 }
             }
         }

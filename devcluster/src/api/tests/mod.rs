@@ -4,6 +4,7 @@ mod clients;
 mod definitions;
 mod kubectl;
 mod logs;
+mod strictness;
 mod watches;
 mod writes;
 

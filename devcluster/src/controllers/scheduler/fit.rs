@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
     Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
 
-use crate::controllers::quantity::{Amounts, add, amounts, at_least};
+use crate::quantity::{Amounts, add, amounts, at_least};
 
 /// What a pod asks for: the larger of its containers' sum and any init container (a sidecar
 /// stays, so it counts to the sum), its overhead, and itself as one pod.

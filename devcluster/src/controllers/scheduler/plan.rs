@@ -10,7 +10,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use super::fit;
 use crate::controllers::names::annotation;
 use crate::controllers::pods;
-use crate::controllers::quantity::{Amounts, add, amounts};
+use crate::quantity::{Amounts, add, amounts};
 
 /// On a claim: the node its volume must be made on.
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";

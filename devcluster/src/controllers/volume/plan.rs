@@ -6,12 +6,13 @@ use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::controllers::events::{Note, reference};
 use crate::controllers::names::annotation;
 use crate::controllers::pods::selects;
-use crate::controllers::quantity::thousandths;
 use crate::controllers::scheduler::SELECTED_NODE;
+use crate::quantity::thousandths;
 
 pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
@@ -184,8 +185,8 @@ fn smallest_match<'a>(
     volumes: &'a [Arc<PersistentVolume>],
 ) -> Option<&'a Arc<PersistentVolume>> {
     let spec = claim.spec.as_ref()?;
-    let size = |quantities: Option<&std::collections::BTreeMap<_, _>>| {
-        quantities?.get("storage").and_then(thousandths)
+    let size = |quantities: Option<&std::collections::BTreeMap<String, Quantity>>| {
+        thousandths(&quantities?.get("storage")?.0)
     };
     let wanted = size(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
         .unwrap_or(0);

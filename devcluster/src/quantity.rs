@@ -9,8 +9,7 @@ pub type Amounts = BTreeMap<String, i128>;
 
 /// The value in thousandths, rounded up; `None` if it is not a quantity
 /// (k8s.io/apimachinery `resource.Quantity`).
-pub fn thousandths(quantity: &Quantity) -> Option<i128> {
-    let text = quantity.0.trim();
+pub fn thousandths(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (numerator, denominator): (i128, i128) = match suffix {
@@ -44,7 +43,8 @@ pub fn thousandths(quantity: &Quantity) -> Option<i128> {
         None => (false, number.strip_prefix('+').unwrap_or(number)),
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if (whole.is_empty() && fraction.is_empty()) || whole.len() > 18 || fraction.len() > 18 {
+    let is_digits = |text: &str| text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit());
+    if (whole.is_empty() && fraction.is_empty()) || !is_digits(whole) || !is_digits(fraction) {
         return None;
     }
     let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
@@ -60,7 +60,7 @@ pub fn thousandths(quantity: &Quantity) -> Option<i128> {
 /// All amounts of a list; what is no quantity counts as nothing.
 pub fn amounts(quantities: Option<&BTreeMap<String, Quantity>>) -> Amounts {
     let all = quantities.into_iter().flatten();
-    all.filter_map(|(name, quantity)| Some((name.clone(), thousandths(quantity)?))).collect()
+    all.filter_map(|(name, quantity)| Some((name.clone(), thousandths(&quantity.0)?))).collect()
 }
 
 pub fn add(to: &mut Amounts, more: &Amounts) {
@@ -77,6 +77,14 @@ pub fn at_least(to: &mut Amounts, least: &Amounts) {
     }
 }
 
+/// `value` in units of `divisor`, rounded up and at least zero, as the downward API shows it
+/// (`resourceFieldRef`). A divisor of nothing or zero is 1.
+pub fn in_units(value: &str, divisor: Option<&str>) -> Option<String> {
+    let divisor = divisor.and_then(thousandths).filter(|divisor| *divisor > 0).unwrap_or(1000);
+    let value = thousandths(value)?.max(0);
+    Some((value / divisor + i128::from(value % divisor != 0)).to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +92,7 @@ mod tests {
 
     #[test]
     fn all_forms_are_read() {
-        let read = |text: &str| thousandths(&Quantity(text.to_owned()));
+        let read = thousandths;
         assert_eq!(read("1"), Some(1000));
         assert_eq!(read("500m"), Some(500));
         assert_eq!(read("0.5"), Some(500));
@@ -93,15 +101,31 @@ mod tests {
         assert_eq!(read("1E"), Some(1_000_000_000_000_000_000_000));
         assert_eq!(read("100n"), Some(1), "rounded up");
         assert_eq!(read("-1k"), Some(-1_000_000));
-        for wrong in ["", "x", "1Q", ".", "1e99", "12345678901234567890"] {
+        for wrong in ["", "x", "1Q", ".", "1e99", "12345678901234567890", " 1", "Gi", "1ee", "--1"]
+        {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn units_are_rounded_up() {
+        for (value, divisor, wanted) in [
+            ("500m", None, "1"),
+            ("500m", Some("1m"), "500"),
+            ("2Gi", Some("1Mi"), "2048"),
+            ("1.5Gi", None, "1610612736"),
+            ("100m", Some("0"), "1"),
+            ("1e3", None, "1000"),
+            ("0", None, "0"),
+        ] {
+            assert_eq!(in_units(value, divisor).as_deref(), Some(wanted), "{value} / {divisor:?}");
         }
     }
 
     proptest! {
         #[test]
         fn nothing_makes_it_panic(text in ".{0,24}") {
-            let _ = thousandths(&Quantity(text));
+            let _ = in_units(&text, Some(&text));
         }
     }
 }
