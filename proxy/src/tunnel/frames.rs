@@ -198,7 +198,7 @@ fn header_length(header: &[u8; 14]) -> usize {
     2 + length + mask
 }
 
-/// Why we end a WebSocket (RFC 6455, section 7.4.1).
+/// Why we end a WebSocket (RFC 6455, section 7.4.1, and the registry that it makes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
     /// The gateway is going away.
@@ -207,19 +207,31 @@ pub enum Farewell {
     RightLost,
 }
 
+/// To which end a Close frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Towards {
+    Client,
+    /// Its frames are masked.
+    Upstream,
+}
+
 impl Farewell {
-    fn status(self) -> u16 {
-        match self {
-            Self::GoingAway => 1001,
-            Self::RightLost => 1008,
+    fn status(self, towards: Towards) -> u16 {
+        match (self, towards) {
+            // "Service restart": the client is to connect again. After 1000 and 1001 many do not
+            // (JupyterLab's kernels and terminals: `ServerConnection` of @jupyterlab/services 7).
+            (Self::GoingAway, Towards::Client) => 1012,
+            // What a browser says that leaves a page, so every server takes it for a usual end.
+            (Self::GoingAway, Towards::Upstream) => 1001,
+            (Self::RightLost, _) => 1008,
         }
     }
 }
 
-/// A Close frame with status 1001, "going away" (RFC 6455, section 7.4.1); masked towards servers.
-pub fn close_frame(farewell: Farewell, masked: bool) -> Vec<u8> {
-    let status = farewell.status().to_be_bytes();
-    if !masked {
+/// A Close frame (RFC 6455, section 5.5.1).
+pub fn close_frame(farewell: Farewell, towards: Towards) -> Vec<u8> {
+    let status = farewell.status(towards).to_be_bytes();
+    if towards == Towards::Client {
         return vec![0x88, 2, status[0], status[1]];
     }
     let key: [u8; 4] = rand::random();

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::frames::{Farewell, Frames, Seen, close_frame};
+use super::frames::{Farewell, Frames, Seen, Towards, close_frame};
 use crate::seldom::seldom;
 
 /// Bytes that are moved at once.
@@ -70,16 +70,16 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        goodbye: Option<(Farewell, bool)>,
+        goodbye: Option<(Farewell, Towards)>,
         mut seen: impl FnMut(Seen),
     ) -> Poll<io::Result<()>> {
         loop {
-            if let Some((farewell, masked)) = goodbye
+            if let Some((farewell, towards)) = goodbye
                 && !self.said_goodbye
                 && !self.ended
                 && self.frames.at_boundary()
             {
-                self.pending.extend_from_slice(&close_frame(farewell, masked));
+                self.pending.extend_from_slice(&close_frame(farewell, towards));
                 self.said_goodbye = true;
             }
             while !self.pending.is_empty() {
@@ -122,7 +122,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        goodbye: Option<(Farewell, bool)>,
+        goodbye: Option<(Farewell, Towards)>,
         buffer: &mut [u8],
         seen: &mut impl FnMut(Seen),
     ) -> Poll<io::Result<()>> {
@@ -141,14 +141,14 @@ impl Direction {
                 seen(what);
             });
         };
-        if let Some((farewell, masked)) = goodbye {
+        if let Some((farewell, towards)) = goodbye {
             // Only the frame that is under way still goes through, and then ours.
             let rest = if self.said_goodbye { 0 } else { self.frames.to_boundary(bytes) };
             let (last, dropped) = bytes.split_at(rest.min(bytes.len()));
             look(&mut self.frames, last);
             self.pending.extend_from_slice(last);
             if !self.said_goodbye && self.frames.at_boundary() {
-                self.pending.extend_from_slice(&close_frame(farewell, masked));
+                self.pending.extend_from_slice(&close_frame(farewell, towards));
                 self.said_goodbye = true;
             }
             look(&mut self.frames, dropped);
@@ -241,9 +241,10 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
         let Self { client, upstream, to_upstream, to_client, listener, leaving } = self;
         let was_over = to_upstream.is_over() || to_client.is_over();
-        let (masked, plain) = (leaving.map(|why| (why, true)), leaving.map(|why| (why, false)));
-        let up = to_upstream.poll(cx, client, upstream, masked, |seen| listener.hear(&seen))?;
-        let down = to_client.poll(cx, upstream, client, plain, |_| {})?;
+        let goodbye = |towards| leaving.map(|why| (why, towards));
+        let (to_pod, to_person) = (goodbye(Towards::Upstream), goodbye(Towards::Client));
+        let up = to_upstream.poll(cx, client, upstream, to_pod, |seen| listener.hear(&seen))?;
+        let down = to_client.poll(cx, upstream, client, to_person, |_| {})?;
         // The client has heard us and answered: nothing more will come.
         let parted = leaving.is_some()
             && to_client.said_goodbye

@@ -281,7 +281,7 @@ async fn half_a_close_lets_the_other_side_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attack_26_a_stop_says_goodbye_with_1001() {
+async fn attack_26_a_stop_says_goodbye_and_the_client_is_to_come_back() {
     let world = World::start().await;
     let (said, mut heard) = mpsc::channel(1);
     let address = upstream::start(move |mut request| {
@@ -307,8 +307,8 @@ async fn attack_26_a_stop_says_goodbye_with_1001() {
     assert_eq!(close[..2], [0x88, 0x82], "the upstream gets a masked Close");
     assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], 1001u16.to_be_bytes());
     let rest = raw.bytes(6).await;
-    assert_eq!(rest, [3, 4, 0x88, 2, 3, 0xe9]);
-    raw.stream.write_all(&frame(8, &1001u16.to_be_bytes())).await.unwrap();
+    assert_eq!(rest, [3, 4, 0x88, 2, 3, 0xf4], "1012, service restart");
+    raw.stream.write_all(&frame(8, &1012u16.to_be_bytes())).await.unwrap();
     assert_eq!(raw.rest().await, "");
     world.served.await.unwrap().unwrap();
 }
