@@ -4,6 +4,8 @@
 //! own (`jwk`, `jku`, `x5u`, `x5c`) or asks for extensions (`crit`) is refused before anything else
 //! is looked at.
 
+mod claimed;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -21,6 +23,8 @@ use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{Credential, CredentialKind, Identity};
+
+pub use claimed::is_claimed;
 
 /// Longest token that is looked at, in bytes. Ours have about 900.
 pub const TOKEN_MAX: usize = 8 * 1024;
@@ -259,6 +263,11 @@ impl Verifier {
         let identity = verified.identity.clone();
         self.verified.insert(token.to_owned(), verified);
         Ok(identity)
+    }
+
+    /// Whether a token says that it is our issuer's, good or not.
+    pub fn is_claimed(&self, token: &str) -> bool {
+        self.verified.contains_key(token) || is_claimed(token, &self.expected.issuer)
     }
 
     /// Personal tokens that were used at that time or later, by `jti`, each with its last use to the

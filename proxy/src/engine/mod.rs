@@ -155,7 +155,8 @@ impl Engine {
             let borrowed = match Borrowed::of(session.req_header()) {
                 Ok(borrowed) => borrowed,
                 Err(refusal) => {
-                    let answer = self.gate.over_tls(refusal.answer(Audience::Client));
+                    let nobody = self.gate.nobody();
+                    let answer = self.gate.refuse(&nobody, &refusal, Audience::Client);
                     return Some(Verdict::Answer(answer));
                 }
             };
@@ -269,11 +270,14 @@ impl ProxyHttp for Engine {
         let borrowed = Borrowed::of(session.req_header())
             .map_err(|_| broken("a request that was refused went on"))?;
         let head = borrowed.head();
-        let scrub = Scrub::new(&head, admitted.trust);
+        let scrub = Scrub::of(&head, admitted);
         let gone: Vec<_> =
             upstream.headers.keys().filter(|name| !scrub.keeps(name.as_str())).cloned().collect();
         for name in gone {
             upstream.remove_header(&name);
+        }
+        if let Some(target) = &admitted.withheld.target {
+            upstream.set_raw_path(target.as_bytes())?;
         }
         if let Some(cookie) = scrub.cookie() {
             upstream.insert_header(header::COOKIE, cookie)?;
@@ -369,7 +373,11 @@ impl ProxyHttp for Engine {
             if let Some(hsts) = &self.gate.hsts {
                 response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
             }
-            for (name, value) in admitted.answer_fields() {
+            let location = response.headers.get(header::LOCATION);
+            if let Some(to) = location.and_then(|to| admitted.location(to.as_bytes())) {
+                response.insert_header(header::LOCATION, to)?;
+            }
+            for (name, value) in admitted.besides.fields() {
                 response.append_header(name, value)?;
             }
             if let Some(cookie) = sticky {
@@ -485,11 +493,12 @@ impl ProxyHttp for Engine {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let answer = match (refusal, &ctx.admitted) {
-            (None, Some(admitted)) => self.gate.missed(&admitted.destination, ctx.audience),
-            (refusal, _) => {
+            (None, Some(admitted)) => self.gate.missed(admitted, ctx.audience),
+            (refusal, admitted) => {
                 let refusal = refusal.unwrap_or(Refusal::Unreachable);
-                self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-                self.gate.over_tls(refusal.answer(ctx.audience))
+                let nobody = || self.gate.nobody();
+                let besides = admitted.as_ref().map_or_else(nobody, |a| a.besides.clone());
+                self.gate.refuse(&besides, &refusal, ctx.audience)
             }
         };
         let status = answer.status;

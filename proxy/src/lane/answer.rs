@@ -121,7 +121,9 @@ pub fn read(
     out.put_slice(b"\r\n");
     for field in fields {
         if passes(field, fields, &seen, wanted) {
-            put_field(out, field.name, field.value);
+            let location = wanted.admitted.filter(|_| field.name.eq_ignore_ascii_case("location"));
+            let moved = location.and_then(|admitted| admitted.location(field.value));
+            put_field(out, field.name, moved.as_deref().unwrap_or(field.value));
         }
     }
     if !interim {
@@ -131,7 +133,7 @@ pub fn read(
         if let Some(hsts) = wanted.hsts {
             put_field(out, HSTS, hsts.as_bytes());
         }
-        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.answer_fields()) {
+        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.besides.fields()) {
             put_field(out, name, value.as_bytes());
         }
         if let Some(cookie) = wanted.sticky {

@@ -2,11 +2,17 @@
 
 use std::fmt::Write as _;
 
-use crate::{front::chunked::Chunked, gate::scrub};
+use http::HeaderValue;
+
+use crate::{
+    front::chunked::Chunked,
+    gate::{Admitted, scrub, scrub::Trust},
+};
 
 /// Longest head of an answer, in bytes.
 pub const HEAD_MAX: usize = 64 * 1024;
 const FIELDS_MAX: usize = 200;
+const HSTS: &str = "Strict-Transport-Security";
 
 /// What follows the head.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,13 +40,17 @@ pub struct Response {
 #[error("the answer is malformed")]
 pub struct Malformed;
 
-/// Reads the head at the start of `bytes`; `None` while it is incomplete. `keep_cookies` is for
-/// services of ours, which may set our cookies; `set_cookie` is added.
-pub fn parse(
-    bytes: &[u8],
-    keep_cookies: bool,
-    set_cookie: Option<&str>,
-) -> Result<Option<Response>, Malformed> {
+/// What the client is told besides: the gate's fields, for how long to come by HTTPS only, and the
+/// cookie of the chosen pod.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    pub admitted: Option<&'a Admitted>,
+    pub hsts: Option<&'a HeaderValue>,
+    pub sticky: Option<&'a str>,
+}
+
+/// Reads the head at the start of `bytes`; `None` while it is incomplete.
+pub fn parse(bytes: &[u8], wanted: &Wanted<'_>) -> Result<Option<Response>, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     let length = match response.parse(bytes) {
@@ -95,13 +105,26 @@ pub fn parse(
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         let hop = is("connection") || is("keep-alive") || is("proxy-connection") || is("upgrade");
-        let ours = is("set-cookie") && !keep_cookies && !scrub::keeps_set_cookie(field.value);
+        // A service of ours may set our cookies.
+        let keeps = wanted.admitted.is_some_and(|admitted| admitted.trust == Trust::Service);
+        let ours = is("set-cookie") && !keeps && !scrub::keeps_set_cookie(field.value)
+            || is(HSTS) && wanted.hsts.is_some();
         if !hop && !ours {
-            push_field(&mut head, field.name, field.value);
+            let location = wanted.admitted.filter(|_| is("location"));
+            let moved = location.and_then(|admitted| admitted.location(field.value));
+            push_field(&mut head, field.name, moved.as_deref().unwrap_or(field.value));
         }
     }
-    if let Some(cookie) = set_cookie.filter(|_| follows != Follows::Head) {
-        push_field(&mut head, "Set-Cookie", cookie.as_bytes());
+    if follows != Follows::Head {
+        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.besides.fields()) {
+            push_field(&mut head, name, value.as_bytes());
+        }
+        if let Some(hsts) = wanted.hsts {
+            push_field(&mut head, HSTS, hsts.as_bytes());
+        }
+        if let Some(cookie) = wanted.sticky {
+            push_field(&mut head, "Set-Cookie", cookie.as_bytes());
+        }
     }
     head.extend_from_slice(b"\r\n");
     Ok(Some(Response { status, length, follows, head }))
@@ -134,7 +157,7 @@ mod tests {
     use super::*;
 
     fn follows(head: &str) -> Result<Follows, Malformed> {
-        parse(head.as_bytes(), false, None).map(|response| response.unwrap().follows)
+        parse(head.as_bytes(), &Wanted::default()).map(|response| response.unwrap().follows)
     }
 
     #[test]
@@ -150,15 +173,15 @@ mod tests {
         assert_eq!(follows("HTTP/1.1 403 No\r\n\r\n"), Ok(Follows::UntilClosed));
         let chunked = "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(follows(chunked), Ok(Follows::Chunked(Chunked::response())));
-        assert!(parse(b"HTTP/1.1 101 S\r\nUpgr", false, None).unwrap().is_none());
-        assert!(parse(b"SSH-2.0-OpenSSH\r\n", false, None).is_err());
+        assert!(parse(b"HTTP/1.1 101 S\r\nUpgr", &Wanted::default()).unwrap().is_none());
+        assert!(parse(b"SSH-2.0-OpenSSH\r\n", &Wanted::default()).is_err());
     }
 
     #[test]
     fn our_cookies_and_hop_by_hop_fields_are_taken_out() {
         let text = "HTTP/1.1 403 No\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\
                     Set-Cookie: __Host-dormouse=evil\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
-        let head = parse(text.as_bytes(), false, None).unwrap().unwrap().head;
+        let head = parse(text.as_bytes(), &Wanted::default()).unwrap().unwrap().head;
         let expected = "HTTP/1.1 403 No\r\nConnection: close\r\nSet-Cookie: a=b\r\nX: y\r\n\r\n";
         assert_eq!(String::from_utf8(head).unwrap(), expected);
     }
