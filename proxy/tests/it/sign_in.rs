@@ -178,7 +178,7 @@ async fn a_form_without_a_session_says_what_to_do_and_where_to_sign_in() {
         // What a person is refused is a page, too.
         let answer = form().header("Authorization", world.bearer("bob")).send().await.unwrap();
         assert_eq!(answer.status(), 404);
-        assert!(answer.text().await.unwrap().starts_with("<!DOCTYPE html>"));
+        assert!(answer.text().await.unwrap().starts_with("<!doctype html>"));
     }
 }
 

@@ -82,7 +82,7 @@ impl Message {
         for (name, value) in &mut self.fields {
             let at = match name.as_str() {
                 "location" => value.contains("/authorize?").then_some(0),
-                "set-cookie" => value.find("login-").map(|at| at + 6),
+                "set-cookie" => value.find("login=").map(|at| at + 6),
                 "date" => Some(0),
                 _ => None,
             };
