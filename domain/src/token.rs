@@ -29,6 +29,9 @@ pub use claimed::is_claimed;
 /// Longest token that is looked at, in bytes. Ours have about 900.
 pub const TOKEN_MAX: usize = 8 * 1024;
 
+/// No JWT that names an issuer with `https://` is shorter.
+const TOKEN_MIN: usize = 40;
+
 /// Most keys of a set that are taken.
 const KEYS_MAX: usize = 16;
 
@@ -265,9 +268,11 @@ impl Verifier {
         Ok(identity)
     }
 
-    /// Whether a token says that it is our issuer's, good or not.
+    /// Whether a token says that it is our issuer's, good or not. Nearly every text that is asked
+    /// about is none, and too short for one.
     pub fn is_claimed(&self, token: &str) -> bool {
-        self.verified.contains_key(token) || is_claimed(token, &self.expected.issuer)
+        token.len() >= TOKEN_MIN
+            && (self.verified.contains_key(token) || is_claimed(token, &self.expected.issuer))
     }
 
     /// Personal tokens that were used at that time or later, by `jti`, each with its last use to the
