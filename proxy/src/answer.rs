@@ -139,6 +139,33 @@ impl std::ops::Deref for Outgoing {
     }
 }
 
+/// What is wrong with an upstream's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// No HTTP, or a field that cannot be read.
+    Head,
+    /// More or longer fields than are taken.
+    Size,
+    /// No number, or two of them.
+    Length,
+    /// Not `chunked` alone, or twice.
+    Coding,
+    /// Another protocol than was asked for.
+    Protocol,
+}
+
+impl Fault {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Head => "its status line or one of its header fields is not well-formed",
+            Self::Size => "its header has more than 200 fields or more than 64 KiB",
+            Self::Length => "its Content-Length is no number, or is there twice",
+            Self::Coding => "its Transfer-Encoding is not `chunked`, or is there twice",
+            Self::Protocol => "it changes to a protocol that nobody asked for",
+        }
+    }
+}
+
 /// Why a request goes no further. Says nothing that its reader may not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -175,8 +202,10 @@ pub enum Refusal {
     /// The request's body does not come.
     BodyTooSlow,
     Unreachable,
-    /// The upstream broke off or spoke nonsense.
+    /// The upstream broke off.
     BadGateway,
+    /// The upstream's answer is not passed on, because of what is wrong with it.
+    BadAnswer(Fault),
     ShuttingDown,
 }
 
@@ -214,6 +243,7 @@ impl Refusal {
             Self::BodyTooSlow => "body-too-slow",
             Self::Unreachable => "unreachable",
             Self::BadGateway => "bad-gateway",
+            Self::BadAnswer(_) => "bad-answer",
             Self::ShuttingDown => "shutting-down",
         }
     }
@@ -365,6 +395,12 @@ impl Refusal {
                 "Bad gateway",
                 "The program broke off its answer. Try again; if it stays so, look at its logs."
                     .to_owned(),
+                None,
+            ),
+            Self::BadAnswer(fault) => words(
+                502,
+                "Bad answer",
+                format!("The program's answer is not passed on, because {}. Its owner has to mend that; its logs may say nothing of it.", fault.words()),
                 None,
             ),
             Self::ShuttingDown => words(

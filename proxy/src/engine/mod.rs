@@ -29,7 +29,7 @@ use self::{
     watch::Trail,
 };
 use crate::{
-    answer::Refusal,
+    answer::{Fault, Refusal},
     config,
     front::{
         chunked::Malformed,
@@ -99,6 +99,8 @@ pub struct Exchange {
     /// How fast it comes, where the front cannot tell.
     pace: Option<Pace>,
     trail: Option<Trail>,
+    /// What is wrong with the answer.
+    fault: Option<Fault>,
 }
 
 impl Exchange {
@@ -156,7 +158,10 @@ impl Engine {
                 Ok(borrowed) => borrowed,
                 Err(refusal) => {
                     let nobody = self.gate.nobody();
-                    let answer = self.gate.refuse(&nobody, &refusal, Audience::Client);
+                    let mode = session.req_header().headers.get("sec-fetch-mode");
+                    let page = mode.is_some_and(|mode| mode.as_bytes() == b"navigate");
+                    let audience = if page { Audience::Submission } else { Audience::Client };
+                    let answer = self.gate.refuse(&nobody, &refusal, audience);
                     return Some(Verdict::Answer(answer));
                 }
             };
@@ -198,6 +203,7 @@ impl ProxyHttp for Engine {
             body: 0,
             pace: None,
             trail: None,
+            fault: None,
         }
     }
 
@@ -335,13 +341,9 @@ impl ProxyHttp for Engine {
         let bodiless = status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
             || is_head(session);
-        // Nobody asked for another protocol: upgrades are the tunnel's.
-        if status == StatusCode::SWITCHING_PROTOCOLS
-            || !framing::is_clear(response, bodiless)
-            || !framing::is_bounded(response)
-        {
-            let why = "the answer could be read in two ways, or its head is too large";
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+        if let Some(fault) = framing::fault(response, bodiless) {
+            ctx.fault = Some(fault);
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "refused").into_up());
         }
         if let Some(trail) = &mut ctx.trail {
             trail.status = response.status.as_u16();
@@ -486,6 +488,9 @@ impl ProxyHttp for Engine {
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
             (ErrorSource::Downstream, _) => Some(Refusal::BadRequest("The request is malformed")),
+            (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => {
+                Some(Refusal::BadAnswer(ctx.fault.unwrap_or(Fault::Head)))
+            }
             _ => Some(Refusal::BadGateway),
         };
         tracing::debug!(error = %e, "a request failed");

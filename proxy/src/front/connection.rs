@@ -96,7 +96,8 @@ pub(super) async fn serve(
             Err(NoNext::TooSlow) => return refused(&front, "slow-head"),
             Err(NoNext::Refused(refusal)) => {
                 let nobody = front.gate.nobody();
-                let answer = front.gate.refuse(&nobody, &refusal, Audience::Client).closing();
+                let audience = Audience::guess(conn.ahead());
+                let answer = front.gate.refuse(&nobody, &refusal, audience).closing();
                 front.metrics.answered("front", answer.status);
                 return goodbye(&mut conn, &answer).await;
             }

@@ -27,6 +27,19 @@ pub enum Audience {
     Upgrade,
 }
 
+impl Audience {
+    /// Of a head that cannot be read: a guess from its bytes.
+    pub fn guess(bytes: &[u8]) -> Self {
+        let head = bytes.to_ascii_lowercase();
+        let says = |text: &[u8]| memchr::memmem::find(&head, text).is_some();
+        match says(b"\nsec-fetch-mode: navigate\r") {
+            true if head.starts_with(b"get ") => Self::Navigation,
+            true => Self::Submission,
+            false => Self::Client,
+        }
+    }
+}
+
 impl<'a> Head<'a> {
     /// Path without the query.
     pub fn path(&self) -> &'a str {
@@ -150,6 +163,15 @@ mod tests {
         let upgrade = [field("Connection", "keep-alive, Upgrade"), field("Upgrade", "WebSocket")];
         assert_eq!(audience("GET", &upgrade), Upgrade);
         assert_eq!(audience("POST", &upgrade), Client);
+    }
+
+    #[test]
+    fn a_person_whose_head_cannot_be_read_is_guessed() {
+        let page = b"GET /a HTTP/1.1\r\nHost: a\r\nSec-Fetch-Mode: navigate\r\nCookie: aaa";
+        assert_eq!(Audience::guess(page), Audience::Navigation);
+        assert_eq!(Audience::guess(&[b"POST", &page[3..]].concat()), Audience::Submission);
+        assert_eq!(Audience::guess(&page[..20]), Audience::Client);
+        assert_eq!(Audience::guess(b"\x16\x03\x01"), Audience::Client);
     }
 
     #[test]

@@ -265,7 +265,8 @@ async fn carry(
             // It was closed while it waited: that says nothing about the workload.
             Err(Broken::Upstream) if reused && exchange.rewind() => reuse = false,
             Err(broken) => {
-                if let (Broken::Upstream, false, Some(picked)) = (broken, reused, &mut picked) {
+                let its_doing = matches!(broken, Broken::Upstream | Broken::Malformed(_));
+                if let (true, false, Some(picked)) = (its_doing, reused, &mut picked) {
                     picked.failed(Instant::now());
                 }
                 break Err(broken);
@@ -283,6 +284,7 @@ async fn carry(
         }
         Err(_) if exchange.is_begun() => None,
         Err(Broken::Upstream) => Some(Refusal::BadGateway),
+        Err(Broken::Malformed(fault)) => Some(Refusal::BadAnswer(fault)),
         Err(Broken::BodyTooSlow) => Some(Refusal::BodyTooSlow),
         Err(_) => None,
     };

@@ -18,7 +18,7 @@ use tokio::{
 use self::{
     frames::Farewell,
     pump::{Listener, Pump},
-    response::{Follows, Response, Wanted, push_field, without_deflate},
+    response::{Follows, Malformed, Response, Wanted, push_field, without_deflate},
 };
 use crate::{
     access_log,
@@ -300,7 +300,7 @@ async fn read_response(
                 continue;
             }
             Ok(None) => {}
-            Err(_) => return Err(Refusal::BadGateway),
+            Err(Malformed(fault)) => return Err(Refusal::BadAnswer(fault)),
         }
         bytes.reserve(2048);
         match timeout_at(deadline, upstream.read_buf(&mut bytes)).await {

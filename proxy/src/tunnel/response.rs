@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use http::HeaderValue;
 
 use crate::{
+    answer::Fault,
     front::chunked::Chunked,
     gate::{Admitted, scrub, scrub::Trust},
 };
@@ -38,7 +39,7 @@ pub struct Response {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the answer is malformed")]
-pub struct Malformed;
+pub struct Malformed(pub Fault);
 
 /// What the client is told besides: the gate's fields, for how long to come by HTTPS only, and the
 /// cookie of the chosen pod.
@@ -56,12 +57,13 @@ pub fn parse(bytes: &[u8], wanted: &Wanted<'_>) -> Result<Option<Response>, Malf
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Ok(None),
-        _ => return Err(Malformed),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed(Fault::Size)),
+        Err(_) => return Err(Malformed(Fault::Head)),
     };
     let status = response.code.unwrap_or_default();
     // Written anew it would have fewer digits, and no client could read it (RFC 9112, section 4).
     if status < 100 {
-        return Err(Malformed);
+        return Err(Malformed(Fault::Head));
     }
     let fields = &*response.headers;
     let values = |name: &'static str| {
@@ -69,7 +71,7 @@ pub fn parse(bytes: &[u8], wanted: &Wanted<'_>) -> Result<Option<Response>, Malf
     };
     let upgraded = status == 101;
     if upgraded && !values("upgrade").any(|value| value.eq_ignore_ascii_case(b"websocket")) {
-        return Err(Malformed);
+        return Err(Malformed(Fault::Protocol));
     }
     let follows = if upgraded {
         Follows::Stream
@@ -88,10 +90,11 @@ pub fn parse(bytes: &[u8], wanted: &Wanted<'_>) -> Result<Option<Response>, Malf
             (None, Some(length), None) => {
                 let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
                 let text = std::str::from_utf8(length).ok().filter(|_| digits);
-                let length = text.and_then(|text| text.parse().ok()).ok_or(Malformed)?;
+                let length =
+                    text.and_then(|text| text.parse().ok()).ok_or(Malformed(Fault::Length))?;
                 Follows::Length(length)
             }
-            _ => return Err(Malformed),
+            _ => return Err(Malformed(Fault::Length)),
         }
     };
 
@@ -164,12 +167,15 @@ mod tests {
     fn what_follows_a_head() {
         let upgraded = "HTTP/1.1 101 S\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n";
         assert_eq!(follows(upgraded), Ok(Follows::Stream));
-        assert_eq!(follows("HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n"), Err(Malformed));
+        assert_eq!(
+            follows("HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n"),
+            Err(Malformed(Fault::Protocol))
+        );
         assert_eq!(follows("HTTP/1.1 103 Early\r\n\r\n"), Ok(Follows::Head));
-        assert_eq!(follows("HTTP/1.1 006 Low\r\n\r\n"), Err(Malformed));
+        assert_eq!(follows("HTTP/1.1 006 Low\r\n\r\n"), Err(Malformed(Fault::Head)));
         assert_eq!(follows("HTTP/1.1 404 No\r\nContent-Length: 7\r\n\r\n"), Ok(Follows::Length(7)));
         let two = "HTTP/1.1 404 No\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\n";
-        assert_eq!(follows(two), Err(Malformed));
+        assert_eq!(follows(two), Err(Malformed(Fault::Length)));
         assert_eq!(follows("HTTP/1.1 403 No\r\n\r\n"), Ok(Follows::UntilClosed));
         let chunked = "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(follows(chunked), Ok(Follows::Chunked(Chunked::response())));

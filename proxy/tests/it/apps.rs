@@ -176,6 +176,49 @@ async fn a_redirect_of_the_app_to_its_own_host_stays_on_https() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_passed_on_says_which_part_of_it_is_wrong() {
+    let world = World::start().await;
+    let bearer = world.bearer("alice");
+    for (fields, words) in [
+        ("Content-Length: 5\r\nContent-Length: 5\r\n".to_owned(), "content-length"),
+        ("Transfer-Encoding: gzip\r\n".to_owned(), "transfer-encoding"),
+        ("X: y\r\n".repeat(201), "more than 200 fields"),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello");
+        let bad = upstream::start(move |mut request| {
+            let answer = answer.clone();
+            async move { request.reply(&answer).await }
+        });
+        world.running(bad.await);
+        for mode in ["navigate", "cors"] {
+            let fields = [("Authorization", bearer.as_str()), ("Sec-Fetch-Mode", mode)];
+            let got = get(&world, true, "/", &fields).await;
+            assert_eq!(got.status, 502);
+            assert!(got.said.contains("bad answer") && got.said.contains(words), "{}", got.said);
+            assert_eq!(got.said.starts_with("<!doctype html>"), mode == "navigate");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_whose_request_is_too_large_gets_a_page() {
+    let world = World::start().await;
+    for http_1_only in [true, false] {
+        let large = "x".repeat(60_000);
+        let fields = [("Sec-Fetch-Mode", "navigate"), ("Cookie", large.as_str())];
+        let mut request = world.client(http_1_only).get(world.url(HOST, "/"));
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 431);
+        if http_1_only {
+            assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prefetch_neither_wakes_nor_counts() {
     let mut world = World::start().await;
     let session = format!("__Host-dormouse={}", world.issuer.access_token("alice", 600));
