@@ -4,6 +4,8 @@
 //! own (`jwk`, `jku`, `x5u`, `x5c`) or asks for extensions (`crit`) is refused before anything else
 //! is looked at.
 
+mod claimed;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -22,8 +24,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::{Credential, CredentialKind, Identity};
 
+pub use claimed::is_claimed;
+
 /// Longest token that is looked at, in bytes. Ours have about 900.
 pub const TOKEN_MAX: usize = 8 * 1024;
+
+/// No JWT that names an issuer with `https://` is shorter.
+const TOKEN_MIN: usize = 40;
 
 /// Most keys of a set that are taken.
 const KEYS_MAX: usize = 16;
@@ -259,6 +266,13 @@ impl Verifier {
         let identity = verified.identity.clone();
         self.verified.insert(token.to_owned(), verified);
         Ok(identity)
+    }
+
+    /// Whether a token says that it is our issuer's, good or not. Nearly every text that is asked
+    /// about is none, and too short for one.
+    pub fn is_claimed(&self, token: &str) -> bool {
+        token.len() >= TOKEN_MIN
+            && (self.verified.contains_key(token) || is_claimed(token, &self.expected.issuer))
     }
 
     /// Personal tokens that were used at that time or later, by `jti`, each with its last use to the

@@ -13,6 +13,8 @@ pub struct Traffic {
     pub body_bytes: Option<u64>,
     /// A `text/event-stream` answer that is silent for this long gets a comment.
     pub keep_alive: Option<Duration>,
+    /// Origins besides its own whose pages may act with a browser's session (RFC 6454, section 6.2).
+    pub allowed_origins: Vec<String>,
 }
 
 /// A token bucket.

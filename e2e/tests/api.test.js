@@ -151,7 +151,79 @@ test('a navigation without a session goes to the login, all else gets 401', asyn
   assert.match(page.headers.location, /code_challenge_method=S256/);
 
   assertUnauthorized(await request(instance, echo), 'an API call');
-  assertUnauthorized(await request(instance, echo, { method: 'POST', headers: navigation }), 'a form');
+});
+
+test('a form without a session gets a page that says what to do', async () => {
+  const referer = new URL('/edit?page=1', echo).href;
+  const page = await request(instance, echo, { method: 'POST', headers: { ...navigation, referer } });
+  assert.equal(page.status, 401, page.text);
+  assert.match(page.headers['www-authenticate'] ?? '', /^Bearer/i);
+  assert.match(page.headers['content-type'], /^text\/html/);
+  assert.match(page.text, /send it again/);
+  assert.match(page.text, /href="\/edit\?page=1" target="_blank"/);
+});
+
+test('an app\'s own bearer token reaches it beside a session, and beside a token of ours', async () => {
+  const { session } = await signIn(instance, 'alice', echo);
+  const cookie = session.cookies(echo).map(({ name, value }) => `${name}=${value}`).join('; ');
+  const authorization = 'Bearer sk-of-the-app';
+  for (const headers of [{ cookie, authorization }, { 'dormouse-token': alice, authorization }]) {
+    const page = await request(instance, echo, { headers });
+    assert.equal(page.status, 200, page.text);
+    assert.match(page.text, /Bearer sk-of-the-app/);
+    assert.ok(!page.text.includes(alice) && !/dormouse/i.test(page.text), page.text);
+  }
+  assertUnauthorized(await request(instance, echo, { headers: { authorization } }), 'the app\'s token alone');
+});
+
+test('clients of Jupyter may say `token` in the header or in the query', async () => {
+  for (const [url, headers] of [
+    [echo, { authorization: `token ${alice}` }],
+    [`${echo}?a=1&token=${alice}`, {}],
+  ]) {
+    const page = await request(instance, url, { headers });
+    assert.equal(page.status, 200, page.text);
+    assert.ok(!page.text.includes(alice), 'the token does not reach the app');
+  }
+  const opened = await request(instance, `${echo}tree?a=1&token=${alice}`, { headers: navigation });
+  assert.equal(opened.status, 302);
+  assert.equal(opened.headers.location, '/tree?a=1', 'it does not stay in the address bar');
+});
+
+const withLab = instance.workload('lab') ? {} : { skip: 'the instance has no `lab`: JupyterLab needs Python' };
+
+test('a program with a token starts a kernel and ends it', { ...withLab, timeout: 120_000 }, async () => {
+  const options = { token: alice, within: 65_000 };
+  const headers = { 'content-type': 'application/json', 'content-length': 2 };
+  const kernels = instance.url('lab', '/api/kernels');
+  const made = await request(instance, kernels, { ...options, method: 'POST', headers, body: '{}' });
+  assert.equal(made.status, 201, made.text);
+  const ended = await request(instance, `${kernels}/${made.json().id}`, { ...options, method: 'DELETE' });
+  assert.equal(ended.status, 204, ended.text);
+});
+
+test('a preflight is answered for every host alike, and opens nothing', async () => {
+  const headers = {
+    origin: 'https://front.example',
+    'access-control-request-method': 'POST',
+    'access-control-request-headers': 'authorization,content-type',
+  };
+  const nowhere = echo.replace('echo--', 'nothing--');
+  const [there, missing] = await Promise.all(
+    [echo, nowhere].map((url) => request(instance, `${url}v1/chat`, { method: 'OPTIONS', headers })),
+  );
+  assert.equal(there.status, 200, there.text);
+  assert.equal(there.headers['access-control-allow-headers'], 'authorization,content-type');
+  assert.equal(there.headers['access-control-allow-credentials'], undefined);
+  for (const one of [there, missing]) delete one.headers.date;
+  assert.deepEqual(there.headers, missing.headers);
+});
+
+test('a link longer than a cookie lands where it leads', async () => {
+  const { page } = await signIn(instance, 'alice', `${echo}git-pull?urlpath=${'x'.repeat(2_000)}`);
+  assert.equal(page.status, 200, page.text);
+  assert.equal(new URL(page.url).pathname, '/git-pull');
+  assert.equal(new URL(page.url).search.length, '?urlpath='.length + 2_000);
 });
 
 test('a host that is nobody\'s and a host that is somebody else\'s look the same', async () => {

@@ -113,6 +113,20 @@ test('one sign-in is enough for all hosts', { ...needsWorkload('dashboard'), tim
   });
 });
 
+test('sixteen tabs that a browser restores need one sign-in', { ...needsBrowser, timeout: 120_000 }, async () => {
+  await withPage(browser, 'sixteen-tabs', {}, async (page, context) => {
+    const tabs = [page];
+    while (tabs.length < 16) tabs.push(await context.newPage());
+    for (const [n, tab] of tabs.entries()) await tab.goto(instance.url('echo', `/tab/${n}`));
+    for (const tab of [tabs[0], tabs[15]]) {
+      const path = `/tab/${tabs.indexOf(tab)}`;
+      await fillSignIn(tab, alice);
+      await tab.waitForURL(instance.url('echo', path));
+      assert.match(await tab.innerText('body'), new RegExp(`"${path}"`));
+    }
+  });
+});
+
 test('the portal lists what is alice\'s, and opens it', needsBrowser, async () => {
   await withPage(browser, 'portal', {}, async (page) => {
     await openSignedIn(page, alice, instance.ready.portal);

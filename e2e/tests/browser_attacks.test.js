@@ -182,6 +182,45 @@ test('attack_9: no page but its own opens a WebSocket with a session', { ...need
   });
 });
 
+test('attack_9: no page but its own changes anything with a session', { ...needsBrowser, timeout: 180_000 }, async () => {
+  const send = (page, to) =>
+    page.evaluate(
+      (url) => fetch(url, { method: 'POST', body: 'x', credentials: 'include', mode: 'no-cors' }).then(({ status, type }) => `${type} ${status}`),
+      to,
+    );
+  const submit = (page, to) =>
+    page.evaluate((url) => {
+      const form = document.createElement('form');
+      Object.assign(form, { method: 'post', action: url });
+      document.body.append(form);
+      form.submit();
+    }, to);
+  const transfer = new URL('/transfer', echo).href;
+  await withPage(browser, 'neighbour-posts', {}, async (page) => {
+    const answers = [];
+    page.on('response', (response) => {
+      if (response.url().startsWith(echo) && response.request().method() === 'POST') answers.push(response.status());
+    });
+    await open(page, echo);
+    assert.equal(await send(page, transfer), 'basic 200', 'its own page may');
+    await open(page, sibling);
+    await send(page, transfer);
+    await submit(page, transfer);
+    await page.getByText('Cross-origin request refused').waitFor();
+    assert.deepEqual(answers, [200, 403, 403]);
+    await open(page, sibling);
+    const woken = await page.evaluate(
+      (url) => fetch(url, { credentials: 'include', mode: 'no-cors' }).then(({ type }) => type),
+      new URL('/.dormouse/sign-out', echo).href,
+    );
+    assert.equal(woken, 'opaque');
+    // A link is for a person to follow.
+    await page.evaluate((url) => location.assign(url), transfer);
+    await page.waitForURL(transfer);
+    assert.equal(await whoIs(page, echo), 'alice');
+  });
+});
+
 test('attack_10: whoever signs in comes back to where they were, and nowhere else', { ...needsBrowser, timeout: 180_000 }, async () => {
   await withPage(browser, 'open-redirect', {}, async (page, context) => {
     const seen = new Set();

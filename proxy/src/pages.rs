@@ -26,6 +26,7 @@ struct Plain<'a> {
 struct Action<'a> {
     href: &'a str,
     label: &'a str,
+    new_tab: bool,
 }
 
 #[derive(Template)]
@@ -50,7 +51,13 @@ pub fn plain(title: &str, detail: &str) -> Page {
 
 /// One message and a link to go on by.
 pub fn with_action(title: &str, detail: &str, href: &str, label: &str) -> Page {
-    let action = || Some(Action { href, label });
+    let action = || Some(Action { href, label, new_tab: false });
+    render(|nonce| Plain { title, detail, action: action(), nonce }.render())
+}
+
+/// The same with a link that leaves this page where it is.
+pub fn in_new_tab(title: &str, detail: &str, href: &str, label: &str) -> Page {
+    let action = || Some(Action { href, label, new_tab: true });
     render(|nonce| Plain { title, detail, action: action(), nonce }.render())
 }
 

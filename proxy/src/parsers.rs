@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use domain::token::is_claimed;
+
 use crate::{
     front::{
         chunked::Chunked,
@@ -10,7 +12,7 @@ use crate::{
         hops::TrustedHops,
     },
     gate::{
-        credential::{self, Presented, is_our_cookie},
+        credential::{self, Presented, Withheld, is_our_cookie},
         head::Head,
         host::{self, Host},
         scrub::{self, Scrub, Trust},
@@ -19,7 +21,7 @@ use crate::{
     trace::TraceParent,
     tunnel::{
         frames::{Frames, Seen},
-        response::{self, Follows},
+        response::{self, Follows, Wanted},
     },
     upstream::sticky,
 };
@@ -72,11 +74,9 @@ fn credentials(head: &Head<'_>) {
         !token.is_empty()
             && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b))
     };
-    match credential::presented(head) {
-        Ok(Presented::Bearer(token)) => {
-            assert!(is_token(token));
-            assert!(head.values("authorization").all(credential::is_bearer));
-        }
+    let is_ours = |token: &str| is_claimed(token, "https://auth.example.test");
+    match credential::presented(head, &is_ours) {
+        Ok(Presented::Token(token)) => assert!(is_token(&token)),
         Ok(Presented::Session { access, refresh }) => {
             assert!(is_token(access) && refresh.is_none_or(is_token));
         }
@@ -96,14 +96,19 @@ fn forwarded(head: &Head<'_>) {
 }
 
 fn scrubbed(head: &Head<'_>, trust: Trust) {
-    let scrub = Scrub::new(head, trust);
+    let is_ours = |token: &str| is_claimed(token, "https://auth.example.test");
+    let withheld = Withheld::of(head, &is_ours);
+    let scrub = Scrub::new(head, trust, &withheld, None);
+    if let Some(target) = &withheld.target {
+        assert!(target.starts_with('/') && target.len() < head.target.len(), "{target}");
+        let again = Head { target, ..*head };
+        assert_eq!(Withheld::of(&again, &is_ours).target, None, "a token leaves in {target}");
+    }
     for field in head.fields.iter().filter(|field| scrub.keeps(field.name)) {
         let folded = field.name.to_ascii_lowercase().replace(['_', '.'], "-");
         assert!(!scrub::is_hop_by_hop(field.name), "{}", field.name);
         assert!(!folded.starts_with("x-forwarded-"), "{}", field.name);
-        let token = trust == Trust::Workload
-            && folded == "authorization"
-            && credential::is_bearer(field.value);
+        let token = trust == Trust::Workload && folded == "authorization" && withheld.authorization;
         assert!(!token, "a token leaves");
     }
     let Some(cookies) = scrub.cookie().filter(|_| trust == Trust::Workload) else { return };
@@ -165,7 +170,11 @@ pub fn frames(bytes: &[u8]) {
 
 /// A workload's answer to a WebSocket handshake.
 pub fn handshake_answer(bytes: &[u8]) {
-    let Ok(Some(answer)) = response::parse(bytes, false, Some("pod=1")) else { return };
+    let Ok(Some(answer)) =
+        response::parse(bytes, &Wanted { sticky: Some("pod=1"), ..Wanted::default() })
+    else {
+        return;
+    };
     assert!(answer.length <= bytes.len());
     assert_eq!(answer.follows == Follows::Stream, answer.status == 101);
     let mut room = [httparse::EMPTY_HEADER; 256];

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    answer::{Answer, Refusal},
+    answer::{Answer, Besides, Refusal},
     config::Config,
     front::{
         head::{self, FIELDS_MAX},
@@ -138,7 +138,8 @@ impl Redirect {
             }
         };
         self.metrics.answered("redirect", answer.status);
-        timeout(LINGER, write_answer(tcp, &answer.closing(), head_only, true)).await??;
+        let answer = Besides::nobody(None).answer(answer).closing();
+        timeout(LINGER, write_answer(tcp, &answer, head_only, true)).await??;
         tcp.shutdown().await?;
         // A body that nobody wants is read for a moment, or closing would reset the connection
         // before the answer has been read.

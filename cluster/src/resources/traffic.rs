@@ -32,6 +32,20 @@ pub struct TrafficSpec {
     /// line, so that nothing on the way takes it for dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<DurationText>,
+    /// Origins besides the workload's own whose pages may change things with a person's session, such
+    /// as `https://front--alice.example.org`, and read answers that the program allows them to. Only
+    /// pages that are trusted like the workload's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(
+            length(max = 300),
+            regex(
+                pattern = r"^(https://[a-z0-9]([a-z0-9.-]*[a-z0-9])?|http://localhost)(:[1-9][0-9]{0,4})?$"
+            )
+        )
+    )]
+    pub allowed_origins: Vec<String>,
 }
 
 impl TrafficSpec {
@@ -42,7 +56,14 @@ impl TrafficSpec {
 
 impl From<&TrafficSpec> for Traffic {
     fn from(spec: &TrafficSpec) -> Self {
-        let TrafficSpec { requests_per_second, burst, concurrent, body_bytes, keep_alive } = spec;
+        let TrafficSpec {
+            requests_per_second,
+            burst,
+            concurrent,
+            body_bytes,
+            keep_alive,
+            allowed_origins,
+        } = spec;
         Self {
             rate: requests_per_second.and_then(|rate| Rate::new(rate, *burst)),
             concurrent: concurrent.and_then(NonZeroU32::new),
@@ -52,6 +73,11 @@ impl From<&TrafficSpec> for Traffic {
                 .as_ref()
                 .and_then(DurationText::duration)
                 .map(|every| every.max(std::time::Duration::from_secs(1))),
+            // Browsers leave the usual port out (RFC 6454, section 6.2).
+            allowed_origins: allowed_origins
+                .iter()
+                .map(|origin| origin.strip_suffix(":443").unwrap_or(origin).to_owned())
+                .collect(),
         }
     }
 }
@@ -74,5 +100,10 @@ mod tests {
         assert_eq!((set.body_bytes, set.keep_alive), (Some(10), Some(Duration::from_secs(15))));
         assert_eq!(traffic(r#"{"keepAlive": "0s"}"#).keep_alive, Some(Duration::from_secs(1)));
         assert_eq!(traffic(r#"{"bodyBytes": -1}"#).body_bytes, None);
+        let origins = r#"{"allowedOrigins": ["https://a.example:443", "https://b.example:8443"]}"#;
+        assert_eq!(
+            traffic(origins).allowed_origins,
+            ["https://a.example", "https://b.example:8443"]
+        );
     }
 }

@@ -3,9 +3,10 @@
 use http::{HeaderValue, Method, Version, header};
 use pingora::{Result, http::ResponseHeader, proxy::Session};
 
-use crate::answer::{Answer, Body};
+use crate::answer::{Body, Outgoing};
 
-pub async fn write(session: &mut Session, answer: Answer) -> Result<()> {
+pub async fn write(session: &mut Session, answer: Outgoing) -> Result<()> {
+    let answer = answer.into_answer();
     let mut response = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
     for (name, value) in &answer.headers {
         // Texts of others are among them; what is no header value is left out.

@@ -1,14 +1,33 @@
 //! Whether an answer ends where everybody thinks it does (RFC 9112, section 6). pingora passes on what
 //! it does not know, and leaves the client to guess.
 
-use http::{HeaderValue, Version, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 
-use crate::lane::{ANSWER_FIELDS_MAX, ANSWER_HEAD_MAX, answer_length};
+use crate::{
+    answer::Fault,
+    lane::{ANSWER_FIELDS_MAX, ANSWER_HEAD_MAX, answer_length},
+};
+
+/// What is wrong with an answer, if anything.
+pub fn fault(response: &ResponseHeader, bodiless: bool) -> Option<Fault> {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Upgrades are the tunnel's.
+        Some(Fault::Protocol)
+    } else if !is_bounded(response) {
+        Some(Fault::Size)
+    } else if is_clear(response, bodiless) {
+        None
+    } else {
+        let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+        let good = lengths.next().is_none_or(|length| answer_length(length.as_bytes()).is_ok());
+        Some(if good && lengths.next().is_none() { Fault::Coding } else { Fault::Length })
+    }
+}
 
 /// At most one length, a number, and at most one coding: with a body, the chunked one of HTTP/1.1.
 /// `bodiless` for answers that have none, whatever their fields say.
-pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
+fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
     let values = |name| response.headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let mut lengths = values(header::CONTENT_LENGTH);
     let mut codings = values(header::TRANSFER_ENCODING);
@@ -22,7 +41,7 @@ pub fn is_clear(response: &ResponseHeader, bodiless: bool) -> bool {
 }
 
 /// Whether the head is one that the fast lane would take, as far as can be told: white space is gone.
-pub fn is_bounded(response: &ResponseHeader) -> bool {
+fn is_bounded(response: &ResponseHeader) -> bool {
     let fields = response.headers.iter();
     let length: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 3).sum();
     length <= ANSWER_HEAD_MAX && response.headers.len() <= ANSWER_FIELDS_MAX

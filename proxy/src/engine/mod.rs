@@ -29,7 +29,7 @@ use self::{
     watch::Trail,
 };
 use crate::{
-    answer::Refusal,
+    answer::{Fault, Refusal},
     config,
     front::{
         chunked::Malformed,
@@ -99,6 +99,8 @@ pub struct Exchange {
     /// How fast it comes, where the front cannot tell.
     pace: Option<Pace>,
     trail: Option<Trail>,
+    /// What is wrong with the answer.
+    fault: Option<Fault>,
 }
 
 impl Exchange {
@@ -155,7 +157,11 @@ impl Engine {
             let borrowed = match Borrowed::of(session.req_header()) {
                 Ok(borrowed) => borrowed,
                 Err(refusal) => {
-                    let answer = self.gate.over_tls(refusal.answer(Audience::Client));
+                    let nobody = self.gate.nobody();
+                    let mode = session.req_header().headers.get("sec-fetch-mode");
+                    let page = mode.is_some_and(|mode| mode.as_bytes() == b"navigate");
+                    let audience = if page { Audience::Submission } else { Audience::Client };
+                    let answer = self.gate.refuse(&nobody, &refusal, audience);
                     return Some(Verdict::Answer(answer));
                 }
             };
@@ -197,6 +203,7 @@ impl ProxyHttp for Engine {
             body: 0,
             pace: None,
             trail: None,
+            fault: None,
         }
     }
 
@@ -269,11 +276,14 @@ impl ProxyHttp for Engine {
         let borrowed = Borrowed::of(session.req_header())
             .map_err(|_| broken("a request that was refused went on"))?;
         let head = borrowed.head();
-        let scrub = Scrub::new(&head, admitted.trust);
+        let scrub = Scrub::of(&head, admitted);
         let gone: Vec<_> =
             upstream.headers.keys().filter(|name| !scrub.keeps(name.as_str())).cloned().collect();
         for name in gone {
             upstream.remove_header(&name);
+        }
+        if let Some(target) = &admitted.withheld.target {
+            upstream.set_raw_path(target.as_bytes())?;
         }
         if let Some(cookie) = scrub.cookie() {
             upstream.insert_header(header::COOKIE, cookie)?;
@@ -331,13 +341,9 @@ impl ProxyHttp for Engine {
         let bodiless = status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
             || is_head(session);
-        // Nobody asked for another protocol: upgrades are the tunnel's.
-        if status == StatusCode::SWITCHING_PROTOCOLS
-            || !framing::is_clear(response, bodiless)
-            || !framing::is_bounded(response)
-        {
-            let why = "the answer could be read in two ways, or its head is too large";
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+        if let Some(fault) = framing::fault(response, bodiless) {
+            ctx.fault = Some(fault);
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "refused").into_up());
         }
         if let Some(trail) = &mut ctx.trail {
             trail.status = response.status.as_u16();
@@ -369,7 +375,11 @@ impl ProxyHttp for Engine {
             if let Some(hsts) = &self.gate.hsts {
                 response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
             }
-            for (name, value) in admitted.answer_fields() {
+            let location = response.headers.get(header::LOCATION);
+            if let Some(to) = location.and_then(|to| admitted.location(to.as_bytes())) {
+                response.insert_header(header::LOCATION, to)?;
+            }
+            for (name, value) in admitted.besides.fields() {
                 response.append_header(name, value)?;
             }
             if let Some(cookie) = sticky {
@@ -478,6 +488,9 @@ impl ProxyHttp for Engine {
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
             (ErrorSource::Downstream, _) => Some(Refusal::BadRequest("The request is malformed")),
+            (ErrorSource::Upstream, ErrorType::InvalidHTTPHeader) => {
+                Some(Refusal::BadAnswer(ctx.fault.unwrap_or(Fault::Head)))
+            }
             _ => Some(Refusal::BadGateway),
         };
         tracing::debug!(error = %e, "a request failed");
@@ -485,11 +498,12 @@ impl ProxyHttp for Engine {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let answer = match (refusal, &ctx.admitted) {
-            (None, Some(admitted)) => self.gate.missed(&admitted.destination, ctx.audience),
-            (refusal, _) => {
+            (None, Some(admitted)) => self.gate.missed(admitted, ctx.audience),
+            (refusal, admitted) => {
                 let refusal = refusal.unwrap_or(Refusal::Unreachable);
-                self.gate.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-                self.gate.over_tls(refusal.answer(ctx.audience))
+                let nobody = || self.gate.nobody();
+                let besides = admitted.as_ref().map_or_else(nobody, |a| a.besides.clone());
+                self.gate.refuse(&besides, &refusal, ctx.audience)
             }
         };
         let status = answer.status;

@@ -29,7 +29,7 @@ use super::{
     write_answer,
 };
 use crate::{
-    answer::{Answer, Refusal},
+    answer::{Outgoing, Refusal},
     gate::head::Audience,
     io::FromClient,
     lane::{self, After, Deadline},
@@ -95,9 +95,10 @@ pub(super) async fn serve(
             }
             Err(NoNext::TooSlow) => return refused(&front, "slow-head"),
             Err(NoNext::Refused(refusal)) => {
-                front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-                front.metrics.answered("front", refusal.answer(Audience::Client).status);
-                let answer = front.gate.over_tls(refusal.answer(Audience::Client)).closing();
+                let nobody = front.gate.nobody();
+                let audience = Audience::guess(conn.ahead());
+                let answer = front.gate.refuse(&nobody, &refusal, audience).closing();
+                front.metrics.answered("front", answer.status);
                 return goodbye(&mut conn, &answer).await;
             }
         };
@@ -215,7 +216,7 @@ async fn next_head(
 }
 
 /// Refuses and closes.
-async fn goodbye(conn: &mut Conn, answer: &Answer) {
+async fn goodbye(conn: &mut Conn, answer: &Outgoing) {
     let said = async {
         write_answer(conn, answer, false, true).await?;
         Ok::<_, io::Error>(())

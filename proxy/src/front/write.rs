@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::{
-    answer::{Answer, Body},
+    answer::{Body, Outgoing},
     date,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 /// answer to a handshake or to a broken head has one.
 pub async fn write_answer(
     to: &mut (impl AsyncWrite + Unpin),
-    answer: &Answer,
+    answer: &Outgoing,
     head_only: bool,
     close: bool,
 ) -> io::Result<()> {
@@ -50,12 +50,15 @@ pub async fn write_answer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{answer::Refusal, gate::head::Audience};
+    use crate::{
+        answer::{Besides, Refusal},
+        gate::head::Audience,
+    };
 
     #[tokio::test]
     async fn an_answer_says_when_it_was_made() {
         let mut out = Vec::new();
-        let answer = Refusal::BadGateway.answer(Audience::Client);
+        let answer = Besides::nobody(None).answer(Refusal::BadGateway.answer(Audience::Client));
         write_answer(&mut out, &answer, true, true).await.unwrap();
         let text = String::from_utf8(out).unwrap();
         let dates: Vec<_> = text.lines().filter(|line| line.starts_with("Date: ")).collect();

@@ -10,11 +10,12 @@ use std::{
 use domain::{access::Grant, activity::Guard, identity::Identity};
 
 use super::{
+    credential::Withheld,
     head::Head,
     limits::Held,
     scrub::{self, Trust},
 };
-use crate::upstream::sticky;
+use crate::{answer::Besides, upstream::sticky};
 
 /// Where an admitted request goes. A workload only ever by its grant.
 #[derive(Debug, Clone)]
@@ -28,8 +29,14 @@ pub enum Destination {
 pub struct Admitted {
     pub destination: Destination,
     pub trust: Trust,
-    /// Renewed session cookies for the answer.
-    pub set_cookies: Vec<String>,
+    /// What the answer says besides, whoever gives it.
+    pub besides: Besides,
+    /// What of the head holds a token of ours and goes no further.
+    pub withheld: Withheld,
+    /// A value for both halves of a double submit that programs with a token need not bring.
+    pub xsrf: Option<&'static str>,
+    /// Where browsers reach us.
+    pub external_port: u16,
     pub guard: Option<Guard>,
     /// Where it comes from.
     pub from: IpAddr,
@@ -49,10 +56,19 @@ impl Admitted {
         self.identity.as_ref().map(|identity| identity.user.as_str())
     }
 
-    /// What the answer says besides what the upstream does.
-    pub fn answer_fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let cookies = self.set_cookies.iter().map(|cookie| ("Set-Cookie", cookie.as_str()));
-        cookies.chain(self.held.fields.iter().map(|(name, value)| (*name, value.as_str())))
+    /// Path and query for the upstream.
+    pub fn target<'a>(&'a self, head: &Head<'a>) -> &'a str {
+        self.withheld.target.as_deref().unwrap_or(head.target)
+    }
+
+    /// What an upstream's `Location` has to say instead: it may think that it is reached by plain
+    /// HTTP, which would lead people away from TLS.
+    pub fn location(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let host = match &self.destination {
+            Destination::Workload(grant) => grant.host(),
+            Destination::Service { name, .. } => name,
+        };
+        scrub::location(value, host, self.external_port)
     }
 
     /// The fields to set, after everything that looks like them was removed: what we say of the
@@ -68,6 +84,9 @@ impl Admitted {
         set("X-Forwarded-Host", head.authority.as_bytes());
         for (name, value) in self.held.trace_fields() {
             set(name, value.as_bytes());
+        }
+        if let Some(xsrf) = self.xsrf {
+            set("X-XSRFToken", xsrf.as_bytes());
         }
         if let Some(token) = &self.token {
             set("Authorization", &[b"Bearer ", token.as_bytes()].concat());

@@ -27,7 +27,7 @@ pub fn is_below(path: &str, closed: &str) -> bool {
     false
 }
 
-fn percent_decode(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn percent_decode(bytes: &[u8]) -> Vec<u8> {
     let hex = |byte: Option<&u8>| byte.and_then(|&b| char::from(b).to_digit(16));
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

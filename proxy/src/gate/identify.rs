@@ -13,7 +13,10 @@ use super::{
     credential::{self, CredentialError, Presented},
     head::Head,
 };
-use crate::session::renew::{Outcome, Renewals};
+use crate::{
+    answer::Besides,
+    session::renew::{Outcome, Renewals},
+};
 
 /// By what the identity was proven. Only browsers send cookies without being told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +29,6 @@ pub(super) struct SignedIn<'a> {
     pub identity: Arc<Identity>,
     pub via: Via,
     pub token: Cow<'a, str>,
-    /// Session cookies to set with the answer.
-    pub cookies: Vec<String>,
 }
 
 /// Why nobody was identified; the texts may be shown.
@@ -48,28 +49,27 @@ impl Unidentified {
 }
 
 impl Gate {
+    /// What the answer has to say of a renewed session goes into `besides`, whoever answers.
     pub(super) async fn identify<'a>(
         &self,
         head: &Head<'a>,
+        besides: &mut Besides,
         now: Timestamp,
     ) -> Result<SignedIn<'a>, Unidentified> {
-        match credential::presented(head) {
+        match credential::presented(head, &|token| self.verifier.is_claimed(token)) {
             Err(error @ CredentialError::MalformedCookie) => {
                 Err(Unidentified::Session(error.to_string()))
             }
             Err(error) => Err(Unidentified::Bad(error.to_string())),
             Ok(Presented::Nothing) => Err(Unidentified::Nothing),
-            Ok(Presented::Bearer(token)) => match self.verify(token, now) {
-                Ok(identity) => Ok(SignedIn {
-                    identity,
-                    via: Via::Bearer,
-                    token: Cow::Borrowed(token),
-                    cookies: Vec::new(),
-                }),
+            Ok(Presented::Token(token)) => match self.verify(&token, now) {
+                Ok(identity) => Ok(SignedIn { identity, via: Via::Bearer, token }),
                 Err(_) if !self.verifier.has_keys() => Err(Unidentified::NotYet),
                 Err(error) => Err(Unidentified::Bad(error.to_string())),
             },
-            Ok(Presented::Session { access, refresh }) => self.session(access, refresh, now).await,
+            Ok(Presented::Session { access, refresh }) => {
+                self.session(access, refresh, besides, now).await
+            }
         }
     }
 
@@ -93,42 +93,35 @@ impl Gate {
         &self,
         access: &'a str,
         refresh: Option<&str>,
+        besides: &mut Besides,
         now: Timestamp,
     ) -> Result<SignedIn<'a>, Unidentified> {
-        let signed_in =
-            |identity, token, cookies| SignedIn { identity, via: Via::Session, token, cookies };
-        match self.verify(access, now) {
+        let renewed = match self.verify(access, now) {
             Ok(identity) => {
                 let due = Renewals::is_due(identity.credential.expires_at, now);
                 let renewed = match refresh.filter(|_| due) {
                     Some(refresh) => self.sessions.renewals.soon(refresh, now).await,
                     None => None,
                 };
-                Ok(match renewed {
-                    Some(renewed) => {
-                        let cookies = renewed.cookies();
-                        signed_in(renewed.identity, Cow::Owned(renewed.token.to_string()), cookies)
-                    }
-                    None => signed_in(identity, Cow::Borrowed(access), Vec::new()),
-                })
+                let Some(renewed) = renewed else {
+                    let token = Cow::Borrowed(access);
+                    return Ok(SignedIn { identity, via: Via::Session, token });
+                };
+                renewed
             }
             Err(TokenError::Expired) => {
                 let ended = || Unidentified::Session("the session has ended".to_owned());
                 let refresh = refresh.ok_or_else(ended)?;
                 match self.sessions.renewals.now(refresh, now).await {
-                    Outcome::Renewed(renewed) => {
-                        let cookies = renewed.cookies();
-                        Ok(signed_in(
-                            renewed.identity,
-                            Cow::Owned(renewed.token.to_string()),
-                            cookies,
-                        ))
-                    }
-                    Outcome::Ended | Outcome::Failed => Err(ended()),
+                    Outcome::Renewed(renewed) => renewed,
+                    Outcome::Ended | Outcome::Failed => return Err(ended()),
                 }
             }
-            Err(_) if !self.verifier.has_keys() => Err(Unidentified::NotYet),
-            Err(error) => Err(Unidentified::Session(error.to_string())),
-        }
+            Err(_) if !self.verifier.has_keys() => return Err(Unidentified::NotYet),
+            Err(error) => return Err(Unidentified::Session(error.to_string())),
+        };
+        besides.set_cookies(renewed.cookies());
+        let token = Cow::Owned(renewed.token.to_string());
+        Ok(SignedIn { identity: renewed.identity, via: Via::Session, token })
     }
 }

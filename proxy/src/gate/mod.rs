@@ -11,17 +11,16 @@ pub mod limits;
 pub mod live;
 pub mod origin;
 mod own;
+mod preflight;
 mod reach;
 pub mod scrub;
+mod unidentified;
 pub mod wake;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::AtomicI64},
 };
 
 use domain::{
@@ -31,7 +30,7 @@ use domain::{
     route::RouteTable,
     token::Verifier,
     wake::WakeRequest,
-    workload::WorkloadRef,
+    workload::{Protocol, WorkloadRef},
 };
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -45,6 +44,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    credential::Withheld,
     head::{Audience, Head},
     host::Host,
     identify::{SignedIn, Unidentified, Via},
@@ -55,7 +55,7 @@ use self::{
 };
 use crate::{
     access_log::AccessLog,
-    answer::{Answer, Refusal},
+    answer::{Answer, Besides, Outgoing, Refusal},
     config::{Config, SystemAccess, SystemHost},
     metrics::Metrics,
     session::{Sessions, return_path::ReturnPath},
@@ -64,6 +64,9 @@ use crate::{
 };
 
 pub use admitted::{Admitted, Destination};
+
+/// Of the double submit that Jupyter asks for. No secret: it goes with requests that bring a token.
+const XSRF: &str = "646f726d6f757365";
 
 /// Sessions whose first use of a workload has been written to the audit log.
 const OPENED_REMEMBERED: usize = 50_000;
@@ -115,6 +118,12 @@ pub struct Parts {
 
 pub enum Verdict {
     Forward(Box<Admitted>),
+    Answer(Outgoing),
+}
+
+/// The same before it is known what the answer says besides.
+enum Decision {
+    Forward(Box<Admitted>),
     Answer(Answer),
 }
 
@@ -123,14 +132,15 @@ pub fn is_own_path(path: &str) -> bool {
     own::Own::of(path) != own::Own::No
 }
 
-/// One request of somebody who is signed in.
+/// One request of somebody who may be served.
 struct Asked<'a> {
-    signed_in: SignedIn<'a>,
     own: own::Own,
     head: &'a Head<'a>,
     host: &'a str,
     from: IpAddr,
     held: Held,
+    withheld: Withheld,
+    besides: &'a Besides,
 }
 
 impl Gate {
@@ -167,35 +177,37 @@ impl Gate {
     /// Decides on a request. Waits only for a workload to wake, for an expired session to be renewed
     /// or for a sign-in to be finished, each with a deadline.
     pub async fn admit(&self, head: &Head<'_>, from: SocketAddr, now: Timestamp) -> Verdict {
+        let mut besides = self.nobody();
         let decided = tokio::select! {
             biased;
-            decided = self.decide(head, from, now) => decided,
+            decided = self.decide(head, from, &mut besides, now) => decided,
             () = self.going.cancelled() => Err(Refusal::ShuttingDown),
         };
-        let verdict = decided.unwrap_or_else(|refusal| {
-            self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-            Verdict::Answer(refusal.answer(head.audience()))
-        });
-        match verdict {
-            Verdict::Answer(answer) => Verdict::Answer(self.over_tls(answer)),
-            forward => forward,
+        match decided {
+            Ok(Decision::Forward(admitted)) => Verdict::Forward(admitted),
+            Ok(Decision::Answer(answer)) => Verdict::Answer(besides.answer(answer)),
+            Err(refusal) => Verdict::Answer(self.refuse(&besides, &refusal, head.audience())),
         }
     }
 
-    /// An answer of ours says for how long to come by HTTPS only.
-    pub fn over_tls(&self, answer: Answer) -> Answer {
-        match self.hsts.as_ref().and_then(|hsts| hsts.to_str().ok()) {
-            Some(hsts) => answer.with("Strict-Transport-Security", hsts.to_owned()),
-            None => answer,
-        }
+    /// What an answer says besides when nobody is identified.
+    pub fn nobody(&self) -> Besides {
+        Besides::nobody(self.hsts.clone())
+    }
+
+    /// A refusal, counted.
+    pub fn refuse(&self, besides: &Besides, refusal: &Refusal, audience: Audience) -> Outgoing {
+        self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+        besides.answer(refusal.answer(audience))
     }
 
     async fn decide(
         &self,
         head: &Head<'_>,
         client: SocketAddr,
+        besides: &mut Besides,
         now: Timestamp,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Decision, Refusal> {
         let from = client.ip().to_canonical();
         if matches!(head.method, "CONNECT" | "TRACE") {
             return Err(Refusal::MethodNotAllowed);
@@ -208,6 +220,7 @@ impl Gate {
             }
             Err(_) => return Err(Refusal::BadRequest("The Host header is malformed")),
         };
+        let own = own::Own::of(head.path());
         let system = self.system_hosts.get(&*host);
         if let Some(system) = system {
             if system.closed_paths.iter().any(|closed| closed::is_below(head.path(), closed)) {
@@ -215,16 +228,19 @@ impl Gate {
             }
             if system.access == SystemAccess::Open {
                 let held = self.limits.stranger(Errand::SignIn, client, now)?;
-                return self.to_service(system, None, head, from, held, now);
+                let withheld = Withheld::default();
+                let asked = Asked { own, head, host: &host, from, held, withheld, besides };
+                return self.to_service(system, asked, None, now);
             }
         }
-        let own = own::Own::of(head.path());
-        let identified = self.identify(head, now).await;
+        let withheld = Withheld::of(head, &|token| self.verifier.is_claimed(token));
+        let identified = self.identify(head, besides, now).await;
         let held = match &identified {
             Ok(signed_in) => self.limits.person(&signed_in.identity, now)?,
             Err(unidentified) => {
                 let signing_in = own == own::Own::Callback
-                    || unidentified.sign_in_helps() && head.audience() == Audience::Navigation;
+                    || unidentified.sign_in_helps()
+                        && matches!(head.audience(), Audience::Navigation | Audience::Submission);
                 let errand = if signing_in { Errand::SignIn } else { Errand::Other };
                 self.limits.stranger(errand, client, now)?
             }
@@ -232,56 +248,36 @@ impl Gate {
         if let Some(answer) =
             self.own_before_sign_in(own, head, &host, &identified, from, now).await
         {
-            return Ok(Verdict::Answer(answer));
+            return Ok(Decision::Answer(answer));
+        }
+        // A token in the address bar would be in the history, and in the `Referer` of what the page
+        // loads: a person signs in instead.
+        if head.audience() == Audience::Navigation
+            && let Some(target) = &withheld.target
+        {
+            let to = ReturnPath::new(target).as_str().to_owned();
+            return Ok(Decision::Answer(Answer::redirect(302, to)));
         }
         let signed_in = match identified {
             Ok(signed_in) => signed_in,
+            Err(Unidentified::Nothing) if system.is_none() && head.preflight().is_some() => {
+                return Ok(Decision::Answer(self.preflight(head, &host)));
+            }
             Err(unidentified) => return self.unidentified(unidentified, head, &host, from, now),
         };
-        if let Some(system) = system {
-            return match own {
-                own::Own::No => self.to_service(system, Some(signed_in), head, from, held, now),
-                own::Own::WhoAmI => Ok(Verdict::Answer(own::who_am_i(&signed_in, None))),
-                _ => Err(Refusal::NotFound),
-            };
+        let asked = Asked { own, head, host: &host, from, held, withheld, besides };
+        match system {
+            Some(system) => self.to_service(system, asked, Some(signed_in), now),
+            None => self.to_workload(asked, signed_in, now).await,
         }
-        let asked = Asked { signed_in, own, head, host: &host, from, held };
-        self.to_workload(asked, now).await
-    }
-
-    /// Nobody we know: a navigation signs in, everything else is told how to.
-    fn unidentified(
-        &self,
-        unidentified: Unidentified,
-        head: &Head<'_>,
-        host: &str,
-        from: IpAddr,
-        now: Timestamp,
-    ) -> Result<Verdict, Refusal> {
-        let (refusal, sign_in_helps) = match unidentified {
-            Unidentified::NotYet => return Err(Refusal::NotYet),
-            Unidentified::Nothing => (Refusal::NotSignedIn, true),
-            Unidentified::Session(why) => (Refusal::BadCredential(why), true),
-            Unidentified::Bad(why) => (Refusal::BadCredential(why), false),
-        };
-        // Nobody fills the audit log without a credential that once was good.
-        if !sign_in_helps && self.refused_second.swap(now.as_second(), Relaxed) != now.as_second() {
-            let detail = Some("bad credential");
-            let to = Some(host);
-            self.record(now, Event { from: Some(from), to, detail, ..refused() });
-        }
-        if sign_in_helps && head.audience() == Audience::Navigation {
-            let to = ReturnPath::new(head.target);
-            return Ok(Verdict::Answer(self.sessions.start_login(head, host, &to, now)));
-        }
-        Err(refusal)
     }
 
     async fn to_workload(
         &self,
-        Asked { signed_in, own, head, host, from, mut held }: Asked<'_>,
+        Asked { own, head, host, from, mut held, withheld, besides }: Asked<'_>,
+        signed_in: SignedIn<'_>,
         now: Timestamp,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Decision, Refusal> {
         let table = self.routes.borrow().clone();
         if !table.is_synced() {
             return Err(Refusal::NotYet);
@@ -301,20 +297,22 @@ impl Gate {
             return Err(Refusal::NotFound);
         };
         drop(table);
+        let (audience, by_session) = (head.audience(), signed_in.via == Via::Session);
+        let may = match audience {
+            Audience::Upgrade => origin::is_own(head, host, self.external_port),
+            _ => own.may_act(head, host, self.external_port, &grant.traffic().allowed_origins),
+        };
+        if by_session && !may {
+            return Err(Refusal::CrossOrigin);
+        }
+        let prefetch = head.is_prefetch();
         match own {
             own::Own::No => {}
             own::Own::WhoAmI => {
-                return Ok(Verdict::Answer(own::who_am_i(&signed_in, Some(&grant))));
+                return Ok(Decision::Answer(own::who_am_i(&signed_in, Some(&grant))));
             }
-            own::Own::Wake => return self.wake_events(grant).map(Verdict::Answer),
+            own::Own::Wake if !prefetch => return self.wake_events(grant).map(Decision::Answer),
             _ => return Err(Refusal::NotFound),
-        }
-        let audience = head.audience();
-        if audience == Audience::Upgrade
-            && signed_in.via == Via::Session
-            && !origin::is_own(head, host, self.external_port)
-        {
-            return Err(Refusal::CrossOrigin);
         }
 
         self.limits.route(&grant, &mut held, now)?;
@@ -328,24 +326,30 @@ impl Gate {
         let doing = match audience {
             // Opening a socket is nobody's doing; what is said on it may be.
             Audience::Upgrade => None,
+            // Nor is what a browser loads in case somebody wants it.
+            _ if prefetch => None,
             _ => classify::request(grant.protocol(), request),
         };
         if let Some(what) = doing {
             guard.person_until_dropped(what, now);
         }
-        let wakes = doing.is_some() || signed_in.via == Via::Bearer;
+        let wakes = !prefetch && (doing.is_some() || !by_session);
         let grant = match self.when_ready(grant, audience, wakes).await? {
             Ok(grant) => grant,
-            Err(page) => {
-                return Ok(Verdict::Answer(page.with_cookies(signed_in.cookies)));
-            }
+            Err(page) => return Ok(Decision::Answer(page)),
         };
         self.record_opened(&signed_in, &grant, audience, from, now);
 
         held.trace = self.traces.begin(head, grant.workload(), now);
-        Ok(Verdict::Forward(Box::new(Admitted {
+        // Without a cookie there is nothing that another site's page could make use of.
+        let xsrf =
+            !by_session && grant.protocol() == Protocol::Jupyter && !scrub::has_xsrf_cookie(head);
+        Ok(Decision::Forward(Box::new(Admitted {
             trust: Trust::Workload,
-            set_cookies: signed_in.cookies,
+            besides: besides.with_limits(&mut held),
+            withheld,
+            xsrf: xsrf.then_some(XSRF),
+            external_port: self.external_port,
             guard: Some(guard),
             from,
             token: None,
@@ -360,12 +364,19 @@ impl Gate {
     fn to_service(
         &self,
         system: &SystemHost,
+        Asked { own, head, host, from, mut held, withheld, besides }: Asked<'_>,
         signed_in: Option<SignedIn<'_>>,
-        head: &Head<'_>,
-        from: IpAddr,
-        mut held: Held,
         now: Timestamp,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Decision, Refusal> {
+        if let Some(signed_in) = &signed_in {
+            let may = own.may_act(head, host, self.external_port, &[]);
+            match own {
+                _ if signed_in.via == Via::Session && !may => return Err(Refusal::CrossOrigin),
+                own::Own::No => {}
+                own::Own::WhoAmI => return Ok(Decision::Answer(own::who_am_i(signed_in, None))),
+                _ => return Err(Refusal::NotFound),
+            }
+        }
         held.check_length(head)?;
         held.trace = self.traces.begin(head, &system.host, now);
         let mut admitted = Admitted {
@@ -374,7 +385,10 @@ impl Gate {
                 address: system.upstream,
             },
             trust: Trust::Service,
-            set_cookies: Vec::new(),
+            besides: besides.with_limits(&mut held),
+            withheld,
+            xsrf: None,
+            external_port: self.external_port,
             guard: None,
             from,
             identity: None,
@@ -386,10 +400,9 @@ impl Gate {
         if let Some(signed_in) = signed_in {
             admitted.trust = Trust::ServiceWithToken;
             admitted.token = Some(signed_in.token.into_owned());
-            admitted.set_cookies = signed_in.cookies;
             admitted.identity = Some(signed_in.identity);
         }
-        Ok(Verdict::Forward(Box::new(admitted)))
+        Ok(Decision::Forward(Box::new(admitted)))
     }
 
     fn record(&self, now: Timestamp, event: Event<'_>) {

@@ -16,6 +16,7 @@ use super::{
     Gate,
     head::{Audience, Head},
     identify::{SignedIn, Unidentified},
+    origin,
 };
 use crate::{
     answer::{Answer, Body, Refusal},
@@ -39,17 +40,68 @@ pub(super) enum Own {
     Unknown,
 }
 
+/// What another site's page could make of a path of ours with the browser's cookies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// It changes nothing.
+    Nothing,
+    /// It changes something, whatever the method.
+    Change,
+    /// It changes something only for whoever knows a secret of this browser's way to the issuer.
+    Proven,
+    /// It changes nothing before a person was asked, and people are asked by links.
+    Asked,
+}
+
 impl Own {
-    pub fn of(path: &str) -> Self {
-        match path.strip_prefix("/.dormouse/") {
-            None => Self::No,
-            Some("callback") => Self::Callback,
-            Some("sign-out") => Self::SignOut,
-            Some("signed-out") => Self::SignedOut,
-            Some("whoami") => Self::WhoAmI,
-            Some("wake") => Self::Wake,
-            Some(_) => Self::Unknown,
+    pub const ALL: [Self; 7] = [
+        Self::No,
+        Self::Callback,
+        Self::SignOut,
+        Self::SignedOut,
+        Self::WhoAmI,
+        Self::Wake,
+        Self::Unknown,
+    ];
+
+    fn effect(self) -> Effect {
+        match self {
+            Self::No | Self::WhoAmI | Self::Unknown => Effect::Nothing,
+            Self::Wake => Effect::Change,
+            Self::Callback | Self::SignedOut => Effect::Proven,
+            Self::SignOut => Effect::Asked,
         }
+    }
+
+    /// Whether a page may send this with the browser's cookies. `No` is the workload's, which may
+    /// allow other origins than its own.
+    pub fn may_act(self, head: &Head<'_>, host: &str, port: u16, allowed: &[String]) -> bool {
+        match self.effect() {
+            Effect::Nothing | Effect::Proven if head.is_safe() => true,
+            Effect::Asked if head.is_safe() => origin::may_show(head, host, port),
+            Effect::Nothing if self == Self::No => origin::may_act(head, host, port, allowed),
+            Effect::Nothing | Effect::Change | Effect::Proven | Effect::Asked => {
+                origin::may_act(head, host, port, &[])
+            }
+        }
+    }
+
+    /// What follows `/.dormouse/`.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::No | Self::Unknown => None,
+            Self::Callback => Some("callback"),
+            Self::SignOut => Some("sign-out"),
+            Self::SignedOut => Some("signed-out"),
+            Self::WhoAmI => Some("whoami"),
+            Self::Wake => Some("wake"),
+        }
+    }
+
+    /// What is not in [`Self::ALL`] is not served.
+    pub fn of(path: &str) -> Self {
+        let Some(name) = path.strip_prefix("/.dormouse/") else { return Self::No };
+        Self::ALL.into_iter().find(|own| own.name() == Some(name)).unwrap_or(Self::Unknown)
     }
 }
 
@@ -62,7 +114,7 @@ pub(super) fn who_am_i(signed_in: &SignedIn<'_>, grant: Option<&Grant>) -> Answe
         "expires_at": identity.credential.expires_at.to_string(),
         "workload": grant.map(|grant| grant.workload().to_string()),
     });
-    Answer::json(200, &body).with_cookies(signed_in.cookies.iter().cloned())
+    Answer::json(200, &body)
 }
 
 impl Gate {
@@ -76,6 +128,11 @@ impl Gate {
         from: IpAddr,
         now: Timestamp,
     ) -> Option<Answer> {
+        if matches!(own, Own::SignOut | Own::SignedOut)
+            && !own.may_act(head, host, self.external_port, &[])
+        {
+            return Some(Refusal::CrossOrigin.answer(head.audience()));
+        }
         match own {
             Own::Callback if head.method != "GET" => {
                 Some(Refusal::MethodNotAllowed.answer(Audience::Client))
@@ -188,4 +245,43 @@ fn describe(grant: &Grant) -> (Bytes, bool) {
 /// One event of the stream (HTML, section 9.2.6). JSON holds no line breaks, so one line is enough.
 fn event_of(name: &str, data: &serde_json::Value) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::head::Field, *};
+
+    const HOST: &str = "lab--alice.example.org";
+
+    fn may(own: Own, method: &str, site: &'static str, mode: &'static str) -> bool {
+        let fields = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+        let fields = fields.map(|(name, value)| Field { name, value: value.as_bytes() });
+        let head = Head { method, target: "/", authority: HOST, fields: &fields };
+        own.may_act(&head, HOST, 443, &[])
+    }
+
+    #[test]
+    fn attack_9_no_neighbours_page_changes_anything_by_a_path_of_ours() {
+        for own in Own::ALL {
+            for method in ["POST", "PUT", "DELETE", "PATCH", "PROPFIND"] {
+                assert!(may(own, method, "same-origin", "cors"), "{own:?} {method}");
+                for site in ["same-site", "cross-site"] {
+                    for mode in ["navigate", "no-cors", "cors"] {
+                        assert!(!may(own, method, site, mode), "{own:?} {method} {site} {mode}");
+                    }
+                }
+            }
+            let hidden = may(own, "GET", "same-site", "no-cors");
+            let opened = may(own, "GET", "same-site", "navigate");
+            let expected = match own.effect() {
+                Effect::Change => (false, false),
+                Effect::Asked => (false, true),
+                Effect::Nothing | Effect::Proven => (true, true),
+            };
+            assert_eq!((hidden, opened), expected, "{own:?}");
+        }
+        let changing: Vec<_> =
+            Own::ALL.into_iter().filter(|own| own.effect() != Effect::Nothing).collect();
+        assert_eq!(changing, [Own::Callback, Own::SignOut, Own::SignedOut, Own::Wake]);
+    }
 }

@@ -21,7 +21,7 @@ use super::{
     wake,
 };
 use crate::{
-    answer::{Answer, Refusal},
+    answer::{Answer, Outgoing, Refusal},
     pages,
     upstream::{
         CONNECT_PAUSE, Picked, Tried,
@@ -140,14 +140,14 @@ impl Gate {
 
     /// The answer when there was nobody to dial after all: a workload that fell asleep while the
     /// request was on its way wakes, and whoever opened a page waits on ours.
-    pub fn missed(&self, destination: &Destination, audience: Audience) -> Answer {
-        let refusal = match destination {
+    pub fn missed(&self, admitted: &Admitted, audience: Audience) -> Outgoing {
+        let refusal = match &admitted.destination {
             Destination::Service { .. } => Refusal::Unreachable,
             Destination::Workload(grant) => match grant.renew(&self.routes.borrow()) {
                 None => Refusal::NotFound,
                 Some(grant) => match self.progress(&grant, true) {
                     Ok(Some(progress)) if audience == Audience::Navigation => {
-                        return self.over_tls(waiting(&grant, &progress));
+                        return admitted.besides.answer(waiting(&grant, &progress));
                     }
                     Ok(Some(_)) => Refusal::StillStarting(grant.workload().clone()),
                     Ok(None) => Refusal::Unreachable,
@@ -155,8 +155,7 @@ impl Gate {
                 },
             },
         };
-        self.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-        self.over_tls(refusal.answer(audience))
+        self.refuse(&admitted.besides, &refusal, audience)
     }
 }
 

@@ -3,8 +3,10 @@
 use domain::identity::Identity;
 
 use super::{
-    credential::{is_bearer, is_our_cookie},
+    Admitted,
+    credential::{TOKEN_FIELD, Withheld, cookies, is_our_cookie},
     head::Head,
+    origin,
 };
 
 /// How much of the client's own credentials the upstream is shown.
@@ -24,19 +26,27 @@ pub struct Scrub<'a> {
     trust: Trust,
     /// Names listed in `Connection` (RFC 9110, section 7.6.1), folded.
     nominated: Vec<&'a [u8]>,
-    drop_authorization: bool,
+    withheld: &'a Withheld,
+    xsrf: Option<&'a str>,
     head: Head<'a>,
 }
 
+/// The cookie of Tornado's double submit, whose other half is the field `X-XSRFToken`.
+const XSRF_COOKIE: &str = "_xsrf";
+
 impl<'a> Scrub<'a> {
-    pub fn new(head: &Head<'a>, trust: Trust) -> Self {
+    pub fn new(
+        head: &Head<'a>,
+        trust: Trust,
+        withheld: &'a Withheld,
+        xsrf: Option<&'a str>,
+    ) -> Self {
         let nominated = head.values("connection").flat_map(options).collect();
-        let drop_authorization = match trust {
-            Trust::Workload => head.values("authorization").any(is_bearer),
-            Trust::Service => false,
-            Trust::ServiceWithToken => true,
-        };
-        Self { trust, nominated, drop_authorization, head: *head }
+        Self { trust, nominated, withheld, xsrf, head: *head }
+    }
+
+    pub fn of(head: &Head<'a>, admitted: &'a Admitted) -> Self {
+        Self::new(head, admitted.trust, &admitted.withheld, admitted.xsrf)
     }
 
     /// Whether a field passes as it came. `Cookie` never does: see [`Self::cookie`].
@@ -46,7 +56,10 @@ impl<'a> Scrub<'a> {
             return true;
         }
         let gone = is("cookie")
-            || (is("authorization") && self.drop_authorization)
+            || (is("authorization") && self.drops_authorization())
+            || (is("referer") && self.trust != Trust::Service && self.withheld.referer)
+            || is(TOKEN_FIELD)
+            || (is("x-xsrftoken") && self.xsrf.is_some())
             // What is right of them the gate sets anew.
             || is("traceparent")
             || is("tracestate")
@@ -54,6 +67,14 @@ impl<'a> Scrub<'a> {
             || is_look_alike(name)
             || self.nominated.iter().any(|other| is_nominated(name, other));
         !gone
+    }
+
+    fn drops_authorization(&self) -> bool {
+        match self.trust {
+            Trust::Workload => self.withheld.authorization,
+            Trust::Service => false,
+            Trust::ServiceWithToken => true,
+        }
     }
 
     /// Whether the client takes trailers and says so the way HTTP/2 does: `TE` is for one connection
@@ -64,10 +85,13 @@ impl<'a> Scrub<'a> {
 
     /// All cookies that pass, in one field (RFC 9113, section 8.2.3), each as it came.
     pub fn cookie(&self) -> Option<Vec<u8>> {
+        let mut kept = match self.xsrf {
+            Some(xsrf) => format!("{XSRF_COOKIE}={xsrf}").into_bytes(),
+            None => Vec::new(),
+        };
         if self.nominated.iter().any(|name| name.eq_ignore_ascii_case(b"cookie")) {
-            return None;
+            return (!kept.is_empty()).then_some(kept);
         }
-        let mut kept = Vec::new();
         for value in self.head.values("cookie") {
             for pair in value.split(|&byte| byte == b';') {
                 let pair = pair.trim_ascii();
@@ -124,7 +148,7 @@ fn is_nominated(name: &str, option: &[u8]) -> bool {
 }
 
 /// Fields by which some proxy tells a program who is asking, from where, or for what: beginnings.
-const LOOK_ALIKE_STARTS: [&str; 14] = [
+const LOOK_ALIKE_STARTS: [&str; 15] = [
     "x-forwarded",
     "forwarded",
     "x-auth-request-",
@@ -133,6 +157,7 @@ const LOOK_ALIKE_STARTS: [&str; 14] = [
     "remote-",
     "x-webauth-",
     "x-dormouse-",
+    "dormouse-",
     "x-original-",
     "x-rewrite-",
     "x-ssl-client-",
@@ -200,6 +225,32 @@ fn is_field_text(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| !c.is_control()) && text.trim() == text
 }
 
+/// Whether a client brings its own half of Tornado's double submit.
+pub fn has_xsrf_cookie(head: &Head<'_>) -> bool {
+    cookies(head).any(|(name, _)| name == XSRF_COOKIE.as_bytes())
+}
+
+/// The `https` spelling of a `Location` that names our own public host by plain HTTP; `None` for
+/// everything else. A port that is left out, or the usual one, is what a program makes of a `Host`
+/// that it does not read whole.
+pub fn location(value: &[u8], host: &str, external_port: u16) -> Option<Vec<u8>> {
+    const HTTP: &[u8] = b"http://";
+    let (scheme, rest) = value.split_at_checked(HTTP.len())?;
+    if !scheme.eq_ignore_ascii_case(HTTP) {
+        return None;
+    }
+    let end = rest.iter().position(|byte| b"/?#\\".contains(byte)).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (name, port) = authority.split_at_checked(host.len())?;
+    let port = match port {
+        [] => 80,
+        [b':', digits @ ..] => std::str::from_utf8(digits).ok()?.parse().ok()?,
+        _ => return None,
+    };
+    let same = name.eq_ignore_ascii_case(host.as_bytes()) && (port == 80 || port == external_port);
+    same.then(|| [origin::own(host, external_port).as_bytes(), path].concat())
+}
+
 /// Whether an upstream's `Set-Cookie` passes: none of our names.
 pub fn keeps_set_cookie(value: &[u8]) -> bool {
     let name = value.split(|&byte| byte == b'=' || byte == b';').next().unwrap_or_default();
@@ -216,7 +267,8 @@ mod tests {
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| Field { name, value: value.as_bytes() }).collect();
         let head = Head { method: "GET", target: "/", authority: "", fields: &fields };
-        let scrub = Scrub::new(&head, trust);
+        let withheld = Withheld::of(&head, &|token| token == "ours");
+        let scrub = Scrub::new(&head, trust, &withheld, None);
         let kept = fields.iter().filter(|field| scrub.keeps(field.name));
         let mut kept: Vec<_> =
             kept.map(|f| format!("{}: {}", f.name, String::from_utf8_lossy(f.value))).collect();
@@ -280,7 +332,11 @@ mod tests {
         ];
         assert_eq!(workload(&fields), ["Cookie: a=1; b=\"x; y\"; __Host-other=2"]);
         assert_eq!(workload(&[("Authorization", "token app")]), ["Authorization: token app"]);
-        assert_eq!(workload(&[("Authorization", "Bearer \u{fc}")]), [""; 0]);
+        let apps = ("Authorization", "Bearer sk-of-the-app");
+        let referer = ("Referer", "https://h/?token=ours");
+        let beside = [apps, ("Dormouse-Token", "ours"), ("dormouse_token", "ours"), referer];
+        assert_eq!(workload(&beside), ["Authorization: Bearer sk-of-the-app"]);
+        assert_eq!(scrubbed(&[apps], Trust::ServiceWithToken), [""; 0]);
         let service = scrubbed(&[("Cookie", "__Host-dormouse-sso=s")], Trust::Service);
         assert_eq!(service, ["Cookie: __Host-dormouse-sso=s"]);
     }
@@ -291,6 +347,52 @@ mod tests {
             assert_eq!(scrubbed(&[(name, "5")], Trust::Service), [""; 0], "{name}");
         }
         assert_eq!(workload(&[("Content-Length", "5")]), ["Content-Length: 5"]);
+    }
+
+    #[test]
+    fn a_redirect_to_plain_http_on_our_own_host_stays_on_https() {
+        let to = |value: &str, port| {
+            let to = location(value.as_bytes(), "app.example", port);
+            to.map(|to| String::from_utf8(to).unwrap())
+        };
+        for (value, port, expected) in [
+            ("http://app.example:8443/items/?a=1#b", 8443, "https://app.example:8443/items/?a=1#b"),
+            ("http://app.example/x", 8443, "https://app.example:8443/x"),
+            ("HTTP://App.Example:80", 443, "https://app.example"),
+            ("http://app.example?x", 443, "https://app.example?x"),
+        ] {
+            assert_eq!(to(value, port).as_deref(), Some(expected), "{value}");
+        }
+        for other in [
+            "http://app.example:8080/",
+            "http://app.example.evil/",
+            "http://app.example@evil/",
+            "http://app.example:80@evil/",
+            "http://evil/app.example",
+            "http://other.example/",
+            "https://app.example/",
+            "//app.example/",
+            "/items/",
+            "http:app.example",
+            "",
+        ] {
+            assert_eq!(to(other, 443), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_program_with_a_token_need_not_bring_a_double_submit() {
+        let fields = [("Cookie", "a=1"), ("X-XSRFToken", "stale")];
+        let fields: Vec<_> =
+            fields.iter().map(|(name, v)| Field { name, value: v.as_bytes() }).collect();
+        let head = Head { method: "POST", target: "/", authority: "", fields: &fields };
+        assert!(!has_xsrf_cookie(&head));
+        let withheld = Withheld::default();
+        let scrub = Scrub::new(&head, Trust::Workload, &withheld, Some("v"));
+        assert_eq!(scrub.cookie().unwrap(), b"_xsrf=v; a=1");
+        assert!(!scrub.keeps("X-XSRFToken"));
+        let own = [Field { name: "Cookie", value: b"b=2; _xsrf=own" }];
+        assert!(has_xsrf_cookie(&Head { fields: &own, ..head }));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 
 use crate::{
+    answer::Fault,
     date,
     front::chunked::Chunked,
     gate::{Admitted, scrub},
@@ -57,7 +58,7 @@ pub struct Head {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the answer is malformed")]
-pub struct Malformed;
+pub struct Malformed(pub Fault);
 
 type Field<'a> = httparse::Header<'a>;
 
@@ -78,12 +79,13 @@ pub fn read(
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Ok(None),
-        _ => return Err(Malformed),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed(Fault::Size)),
+        Err(_) => return Err(Malformed(Fault::Head)),
     };
     let status = response.code.unwrap_or_default();
     // Nobody asked for another protocol.
     if status < 100 || status == 101 {
-        return Err(Malformed);
+        return Err(Malformed(if status == 101 { Fault::Protocol } else { Fault::Head }));
     }
     let http_11 = response.version == Some(1);
     let fields = &*response.headers;
@@ -100,7 +102,7 @@ pub fn read(
         (false, true, ..) => Follows::Length(0),
         (false, false, Some(coding), length) => {
             if !http_11 || !coding.eq_ignore_ascii_case(b"chunked") {
-                return Err(Malformed);
+                return Err(Malformed(Fault::Coding));
             }
             // Two framings: the chunks count (RFC 9112, section 6.3), and then nothing more.
             reusable &= length.is_none();
@@ -121,7 +123,9 @@ pub fn read(
     out.put_slice(b"\r\n");
     for field in fields {
         if passes(field, fields, &seen, wanted) {
-            put_field(out, field.name, field.value);
+            let location = wanted.admitted.filter(|_| field.name.eq_ignore_ascii_case("location"));
+            let moved = location.and_then(|admitted| admitted.location(field.value));
+            put_field(out, field.name, moved.as_deref().unwrap_or(field.value));
         }
     }
     if !interim {
@@ -131,7 +135,7 @@ pub fn read(
         if let Some(hsts) = wanted.hsts {
             put_field(out, HSTS, hsts.as_bytes());
         }
-        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.answer_fields()) {
+        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.besides.fields()) {
             put_field(out, name, value.as_bytes());
         }
         if let Some(cookie) = wanted.sticky {
@@ -194,10 +198,10 @@ impl<'a> Seen<'a> {
                 14 if is("content-length")
                     && seen.length.replace(number(field.value)?).is_some() =>
                 {
-                    return Err(Malformed);
+                    return Err(Malformed(Fault::Length));
                 }
                 17 if is("transfer-encoding") && seen.coding.replace(field.value).is_some() => {
-                    return Err(Malformed);
+                    return Err(Malformed(Fault::Coding));
                 }
                 _ => {}
             }
@@ -231,10 +235,10 @@ fn passes(field: &Field<'_>, all: &[Field<'_>], seen: &Seen<'_>, wanted: &Wanted
 /// A `Content-Length`: one number that fits.
 pub fn number(digits: &[u8]) -> Result<u64, Malformed> {
     if !(1..=18).contains(&digits.len()) {
-        return Err(Malformed);
+        return Err(Malformed(Fault::Length));
     }
     digits.iter().try_fold(0, |number: u64, digit| {
-        let digit = digit.is_ascii_digit().then(|| digit - b'0').ok_or(Malformed)?;
+        let digit = digit.is_ascii_digit().then(|| digit - b'0').ok_or(Malformed(Fault::Length))?;
         Ok(number * 10 + u64::from(digit))
     })
 }
@@ -316,7 +320,7 @@ mod tests {
             "Content-Length : 7\r\n",
             "X: y\r\n z\r\n",
         ] {
-            assert_eq!(follows(bad), Err(Malformed), "{bad:?}");
+            assert!(follows(bad).is_err(), "{bad:?}");
         }
         let read = |text: &str, wanted: Wanted<'_>| {
             read(text.as_bytes(), &wanted, &mut BytesMut::new())
@@ -332,10 +336,13 @@ mod tests {
         assert_eq!(read("HTTP/1.1 103 E\r\n\r\n", WANTED).unwrap().unwrap().0, Follows::Head);
         assert_eq!(
             read("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", WANTED),
-            Err(Malformed)
+            Err(Malformed(Fault::Coding))
         );
-        assert_eq!(read("HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", WANTED), Err(Malformed));
-        assert_eq!(read("SSH-2.0-OpenSSH\r\n", WANTED), Err(Malformed));
+        assert_eq!(
+            read("HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", WANTED),
+            Err(Malformed(Fault::Protocol))
+        );
+        assert_eq!(read("SSH-2.0-OpenSSH\r\n", WANTED), Err(Malformed(Fault::Head)));
         assert_eq!(read("HTTP/1.1 200 OK\r\nX: y\r\n", WANTED), Ok(None));
     }
 

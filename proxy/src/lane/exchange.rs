@@ -17,11 +17,12 @@ use tokio_util::{
 };
 
 use super::{
-    answer::{self, Follows, Wanted},
+    answer::{self, Follows, Malformed, Wanted},
     deadline::Deadline,
     request::Plain,
 };
 use crate::{
+    answer::Fault,
     front::conn::Conn,
     gate::{
         Admitted, Destination, Gate,
@@ -42,8 +43,10 @@ const REPLAY_MAX: usize = 64 * 1024;
 pub enum Broken {
     /// The client closed its connection, or it broke.
     Client,
-    /// The upstream closed, broke or spoke nonsense.
+    /// The upstream closed or broke.
     Upstream,
+    /// Its answer cannot be passed on.
+    Malformed(Fault),
     /// Nothing moved for too long.
     Stalled,
     /// The client takes longer for the request's body than it may.
@@ -369,7 +372,7 @@ impl Exchange {
             let head = match answer::read(&self.down, &wanted, &mut self.out) {
                 Ok(Some(head)) => head,
                 Ok(None) => return Ok(()),
-                Err(_) => return Err(Broken::Upstream),
+                Err(Malformed(fault)) => return Err(Broken::Malformed(fault)),
             };
             self.down.advance(head.length);
             self.status = head.status;

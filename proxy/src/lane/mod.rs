@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     access_log,
-    answer::{Answer, Refusal},
+    answer::{Outgoing, Refusal},
     front::{
         Front,
         conn::Conn,
@@ -81,7 +81,7 @@ pub struct Begun {
 
 enum Decided {
     Forward(Box<Admitted>, Box<Exchange>),
-    Answer(Answer),
+    Answer(Outgoing),
 }
 
 /// Looks at a head, and lets the gate decide if the lane takes it: nearly always at once.
@@ -200,7 +200,7 @@ async fn wait(front: &Front, conn: &mut Conn, begun: &Begun, bytes: &[u8]) -> Op
 }
 
 /// Writes an answer of our own.
-async fn say(front: &Front, conn: &mut Conn, plain: &Plain, answer: &Answer) -> Ended {
+async fn say(front: &Front, conn: &mut Conn, plain: &Plain, answer: &Outgoing) -> Ended {
     // A body that nobody reads is not taken for the next request.
     let close = answer.close || plain.close || plain.body > 0 || front.stopping.is_cancelled();
     let written =
@@ -265,7 +265,8 @@ async fn carry(
             // It was closed while it waited: that says nothing about the workload.
             Err(Broken::Upstream) if reused && exchange.rewind() => reuse = false,
             Err(broken) => {
-                if let (Broken::Upstream, false, Some(picked)) = (broken, reused, &mut picked) {
+                let its_doing = matches!(broken, Broken::Upstream | Broken::Malformed(_));
+                if let (true, false, Some(picked)) = (its_doing, reused, &mut picked) {
                     picked.failed(Instant::now());
                 }
                 break Err(broken);
@@ -283,6 +284,7 @@ async fn carry(
         }
         Err(_) if exchange.is_begun() => None,
         Err(Broken::Upstream) => Some(Refusal::BadGateway),
+        Err(Broken::Malformed(fault)) => Some(Refusal::BadAnswer(fault)),
         Err(Broken::BodyTooSlow) => Some(Refusal::BodyTooSlow),
         Err(_) => None,
     };
@@ -294,8 +296,7 @@ async fn carry(
             reusable: false,
         };
     };
-    front.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-    let answer = gate.over_tls(refusal.answer(begun.audience)).closing();
+    let answer = gate.refuse(&admitted.besides, &refusal, begun.audience).closing();
     say(front, conn, &exchange.plain, &answer).await
 }
 
@@ -311,8 +312,8 @@ async fn dial(
     admitted: &Admitted,
     mut first: Option<Picked>,
     audience: Audience,
-) -> Result<(TcpStream, Picked), Option<Answer>> {
-    let missed = || Some(gate.missed(&admitted.destination, audience));
+) -> Result<(TcpStream, Picked), Option<Outgoing>> {
+    let missed = || Some(gate.missed(admitted, audience));
     let dialled = async {
         let give_up_at = Instant::now() + CONNECT_PATIENCE;
         let mut tried = Tried::default();

@@ -78,9 +78,9 @@ pub fn write(head: &Head<'_>, length: usize, admitted: &Admitted) -> BytesMut {
     let mut out = BytesMut::with_capacity(length + 384);
     out.put_slice(head.method.as_bytes());
     out.put_u8(b' ');
-    out.put_slice(head.target.as_bytes());
+    out.put_slice(admitted.target(head).as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
-    let scrub = Scrub::new(head, admitted.trust);
+    let scrub = Scrub::of(head, admitted);
     for field in head.fields {
         if scrub.keeps(field.name) {
             put_field(&mut out, field.name, field.value);

@@ -7,13 +7,15 @@ use serde::Deserialize;
 use std::sync::Arc;
 use url::form_urlencoded;
 
-use super::{Sessions, cookie, issuer::TokenEndpointError, login::Login, return_path::ReturnPath};
+use super::{
+    Sessions, cookie,
+    issuer::TokenEndpointError,
+    login::{Attempt, Login},
+    return_path::ReturnPath,
+};
 use crate::{
     answer::{Answer, Refusal},
-    gate::{
-        credential::{self, LOGIN_COOKIE_PREFIX},
-        head::{Audience, Head},
-    },
+    gate::head::{Audience, Head},
     pages,
 };
 
@@ -83,25 +85,37 @@ impl Sessions {
         now: Timestamp,
     ) -> Landed {
         let Some(response) = Response::parse(head.query()) else {
-            return failed("doubled parameter", None);
+            return failed("doubled parameter", &ReturnPath::home());
         };
-        let login = response.state.as_deref().and_then(|state| self.login(head, host, state, now));
-        let Some(login) = login else {
-            // The back button, a bookmark, or a tab that waited too long.
-            if signed_in {
-                let answer = Answer::redirect(302, "/".to_owned());
-                return Landed { answer, who: None, problem: None };
+        let state = response.state.as_deref().unwrap_or_default();
+        let (attempt, login) = Login::open(state, &self.seal, host);
+        // Checked again: the seal is no reason to trust what an older version sealed.
+        let to = login.as_ref().map_or_else(ReturnPath::home, |login| ReturnPath::new(&login.to));
+        if signed_in {
+            // Another tab, the back button or a bookmark. The code is good for nobody else, and not
+            // for long.
+            return Landed { answer: home(&to), who: None, problem: None };
+        }
+        let again = |problem| match attempt {
+            Attempt::First => {
+                let answer = self.start_login(head, host, &to, Attempt::Again, now);
+                Landed { answer, who: None, problem: Some(problem) }
             }
-            return failed("unknown state", None);
+            Attempt::Again => failed(problem, &to),
         };
-        let id = Some(login.id.as_str());
+        let Some(login) = login else { return again("unknown state") };
+        if !login.is_current(head, now) {
+            // A bookmark of the sign-in page, a tab that waited too long, or another browser's
+            // sign-in: whoever this browser belongs to signs in themselves.
+            return again("another browser or too late");
+        }
         if response.iss.as_deref() != Some(&self.issuer.url) {
-            return failed("another issuer", id);
+            return failed("another issuer", &to);
         }
         if response.error.is_some() {
-            return failed("the issuer refused", id);
+            return failed("the issuer refused", &to);
         }
-        let Some(code) = response.code else { return failed("no code", id) };
+        let Some(code) = response.code else { return failed("no code", &to) };
         let redirect_uri = self.redirect_uri(host);
         let form = [
             ("grant_type", "authorization_code"),
@@ -115,16 +129,18 @@ impl Sessions {
                 let answer = Refusal::SignInUnavailable.answer(Audience::Navigation);
                 return Landed { answer, who: None, problem: Some("token endpoint unreachable") };
             }
+            // Too old, or used: the answer to its first use was lost on the way.
+            Err(TokenEndpointError::InvalidGrant) => return again("code refused"),
             Err(error) => {
                 tracing::info!(%error, "a sign-in's code was not accepted");
-                return failed("code refused", id);
+                return failed("code refused", &to);
             }
         };
         let identity = match self.verifier.verify(&tokens.access_token, now) {
             Ok(identity) => identity,
             Err(error) => {
                 tracing::warn!(%error, "the issuer gave an access token that we refuse");
-                return failed("bad access token", id);
+                return failed("bad access token", &to);
             }
         };
         let bound = tokens.id_token.as_deref().and_then(IdToken::read).is_some_and(|id_token| {
@@ -135,46 +151,40 @@ impl Sessions {
                 && id_token.nonce.as_deref() == Some(&login.nonce)
         });
         if !bound {
-            return failed("bad ID token", id);
+            return failed("bad ID token", &to);
         }
         // A cookie that the browser drops would send it round in circles.
         if !cookie::access_fits(&tokens.access_token) {
-            return too_many_groups(&login.id);
+            return too_many_groups();
         }
-        // Checked again: the seal is no reason to trust what an older version sealed.
-        let to = ReturnPath::new(&login.to);
-        let answer = Answer::redirect(302, to.as_str().to_owned())
+        let answer = home(&to)
             .with_cookies([cookie::access(&tokens.access_token)])
-            .with_cookies(tokens.refresh_token.as_deref().map(cookie::refresh))
-            .with_cookies([cookie::forget_login(&login.id)]);
+            .with_cookies(tokens.refresh_token.as_deref().map(cookie::refresh));
         Landed { answer, who: Some(identity), problem: None }
-    }
-
-    /// The sign-in of this browser that `state` belongs to.
-    fn login(&self, head: &Head<'_>, host: &str, state: &str, now: Timestamp) -> Option<Login> {
-        let (id, _) = state.split_once('.')?;
-        let sealed = credential::cookie(head, &format!("{LOGIN_COOKIE_PREFIX}{id}")).ok()??;
-        Login::open(sealed, &self.seal, host, now).filter(|login| login.state == state)
     }
 }
 
-fn failed(problem: &'static str, id: Option<&str>) -> Landed {
+/// Without a fragment, so that browsers keep the one that they came with (Fetch, section 4.4).
+fn home(to: &ReturnPath) -> Answer {
+    Answer::redirect(302, to.as_str().to_owned())
+}
+
+fn failed(problem: &'static str, to: &ReturnPath) -> Landed {
     let page = pages::with_action(
         "Sign-in did not finish",
         "It took too long, was started in another browser, or cookies are blocked here.",
-        "/",
+        to.as_str(),
         "Sign in again",
     );
-    let answer = Answer::page(400, page).with_cookies(id.map(cookie::forget_login));
-    Landed { answer, who: None, problem: Some(problem) }
+    Landed { answer: Answer::page(400, page), who: None, problem: Some(problem) }
 }
 
-fn too_many_groups(id: &str) -> Landed {
+fn too_many_groups() -> Landed {
     let page = pages::plain(
         "Sign-in did not finish",
         "Your account is in so many groups that a browser cannot keep the session. Ask whoever runs \
          this to let the sign-in service send fewer groups.",
     );
-    let answer = Answer::page(500, page).with_cookies([cookie::forget_login(id)]);
-    Landed { answer, who: None, problem: Some("the access token is too long for a cookie") }
+    let problem = Some("the access token is too long for a cookie");
+    Landed { answer: Answer::page(500, page), who: None, problem }
 }

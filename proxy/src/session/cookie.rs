@@ -1,14 +1,12 @@
 //! The cookies we set. All are host-only, so that no sibling host can set or read them (RFC 6265bis,
 //! section 4.1.3.2).
 
-use crate::gate::credential::{
-    ACCESS_COOKIE, LOGIN_COOKIE_PREFIX, REFRESH_COOKIE, SIGN_OUT_COOKIE,
-};
+use crate::gate::credential::{ACCESS_COOKIE, LOGIN_COOKIE, REFRESH_COOKIE, SIGN_OUT_COOKIE};
 
 /// As long as a session can live at most; the issuer ends it earlier.
 const SESSION_SECONDS: u32 = 7 * 24 * 3600;
-/// How long somebody may take to sign in.
-pub const LOGIN_SECONDS: u32 = 15 * 60;
+/// How long somebody may take to sign in: longer than the sign-in page is good for.
+pub const LOGIN_SECONDS: u32 = 25 * 3600;
 
 /// How long somebody may look at the question whether to sign out.
 const SIGN_OUT_SECONDS: u32 = 3600;
@@ -29,12 +27,8 @@ pub fn refresh(token: &str) -> String {
     set(REFRESH_COOKIE, token, SESSION_SECONDS)
 }
 
-pub fn login(id: &str, sealed: &str) -> String {
-    set(&format!("{LOGIN_COOKIE_PREFIX}{id}"), sealed, LOGIN_SECONDS)
-}
-
-pub fn forget_login(id: &str) -> String {
-    set(&format!("{LOGIN_COOKIE_PREFIX}{id}"), "", 0)
+pub fn login(browser: &str) -> String {
+    set(LOGIN_COOKIE, browser, LOGIN_SECONDS)
 }
 
 pub fn sign_out(state: &str) -> String {

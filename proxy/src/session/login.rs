@@ -1,33 +1,44 @@
 //! The way to the issuer: authorization code flow with PKCE (RFC 6749, section 4.1; RFC 7636).
+//!
+//! What has to be remembered meanwhile travels sealed in `state`, so that any number of tabs may sign
+//! in at a time; one cookie binds it to the browser.
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Sessions, cookie, return_path::ReturnPath};
+use super::{Sessions, cookie, return_path::ReturnPath, seal::Seal};
 use crate::{
     answer::{Answer, Refusal},
     gate::{
-        credential::{LOGIN_COOKIE_PREFIX, cookies},
+        credential::{self, LOGIN_COOKIE},
         head::{Audience, Head},
     },
 };
 
-/// Sign-ins that may be under way in one browser on one host: one per tab. More, and the oldest is
-/// forgotten, for a browser sends all of them with every request.
-const LOGINS_MAX: usize = 12;
+/// Characters of the cookie that names a browser.
+const BROWSER: usize = 22;
 
-/// One sign-in under way. Kept by the browser, sealed.
+/// How often the gate has begun this sign-in by itself. Stands in `state` for all to read, since it
+/// must end a circle also where nothing else can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// A person opened a page.
+    First,
+    /// What came back from the first was of no use.
+    Again,
+}
+
+/// One sign-in under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
-    /// Names the cookie, and begins `state`.
-    pub id: String,
     /// Seconds since the epoch.
     pub started: i64,
-    pub state: String,
+    /// The cookie of the browser that it was started in.
+    browser: String,
     pub nonce: String,
     /// The PKCE code verifier.
     pub verifier: String,
@@ -39,33 +50,49 @@ pub(super) fn random<const N: usize>() -> String {
 }
 
 impl Login {
-    fn new(to: &ReturnPath, now: Timestamp) -> Self {
-        let id = random::<9>();
+    fn new(to: &ReturnPath, browser: &str, now: Timestamp) -> Self {
         Self {
-            state: format!("{id}.{}", random::<16>()),
-            id,
             started: now.as_second(),
+            browser: browser.to_owned(),
             nonce: random::<16>(),
             verifier: random::<32>(),
             to: to.as_str().to_owned(),
         }
     }
 
-    /// The text of the cookie: JSON and its tag, bound to the host.
-    pub fn seal(&self, key: &hmac::Key, host: &str) -> String {
-        let body = URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default());
-        let tag = hmac::sign(key, format!("{host}\n{body}").as_bytes());
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
+    fn state(&self, attempt: Attempt, seal: &Seal, host: &str) -> Option<String> {
+        let sealed = seal.seal(host, &serde_json::to_vec(self).ok()?)?;
+        let attempt = match attempt {
+            Attempt::First => "1",
+            Attempt::Again => "2",
+        };
+        Some(format!("{attempt}.{sealed}"))
     }
 
-    pub fn open(sealed: &str, key: &hmac::Key, host: &str, now: Timestamp) -> Option<Self> {
-        let (body, tag) = sealed.split_once('.')?;
-        let tag = URL_SAFE_NO_PAD.decode(tag).ok()?;
-        hmac::verify(key, format!("{host}\n{body}").as_bytes(), &tag).ok()?;
-        let login: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()?;
-        let age = now.as_second().saturating_sub(login.started);
-        (-60..=i64::from(cookie::LOGIN_SECONDS)).contains(&age).then_some(login)
+    /// The sign-in that a `state` was made for, on this host.
+    pub fn open(state: &str, seal: &Seal, host: &str) -> (Attempt, Option<Self>) {
+        let (attempt, sealed) = match state.split_once('.') {
+            Some(("2", sealed)) => (Attempt::Again, sealed),
+            Some((_, sealed)) => (Attempt::First, sealed),
+            None => return (Attempt::First, None),
+        };
+        let text = seal.open(host, sealed);
+        (attempt, text.and_then(|text| serde_json::from_slice(&text).ok()))
     }
+
+    /// Whether it is not too old, and this browser's.
+    pub fn is_current(&self, head: &Head<'_>, now: Timestamp) -> bool {
+        let age = now.as_second().saturating_sub(self.started);
+        let same = |browser: &str| {
+            verify_slices_are_equal(browser.as_bytes(), self.browser.as_bytes()).is_ok()
+        };
+        (-60..=i64::from(cookie::LOGIN_SECONDS)).contains(&age) && browser(head).is_some_and(same)
+    }
+}
+
+fn browser<'a>(head: &Head<'a>) -> Option<&'a str> {
+    let value = credential::cookie(head, LOGIN_COOKIE).ok().flatten();
+    value.filter(|value| value.len() == BROWSER)
 }
 
 impl Sessions {
@@ -75,85 +102,90 @@ impl Sessions {
         head: &Head<'_>,
         host: &str,
         to: &ReturnPath,
+        attempt: Attempt,
         now: Timestamp,
     ) -> Answer {
+        // Kept, so that other tabs' sign-ins stay good.
+        let browser = browser(head).map_or_else(random::<16>, str::to_owned);
+        let login = Login::new(to, &browser, now);
         let url = self
             .issuer
             .metadata()
             .and_then(|metadata| Url::parse(&metadata.authorization_endpoint).ok());
-        let Some(mut url) = url else {
+        let state = login.state(attempt, &self.seal, host);
+        let (Some(mut url), Some(state)) = (url, state) else {
             return Refusal::SignInUnavailable.answer(Audience::Navigation);
         };
-        let login = Login::new(to, now);
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(login.verifier.as_bytes()));
         url.query_pairs_mut()
             .append_pair("response_type", "code")
             .append_pair("client_id", &self.issuer.client_id)
             .append_pair("redirect_uri", &self.redirect_uri(host))
             .append_pair("scope", "openid profile email groups")
-            .append_pair("state", &login.state)
+            .append_pair("state", &state)
             .append_pair("nonce", &login.nonce)
             .append_pair("code_challenge", &challenge)
             .append_pair("code_challenge_method", "S256");
-        let sealed = login.seal(&self.seal, host);
-        Answer::redirect(302, url.into())
-            .with_cookies([cookie::login(&login.id, &sealed)])
-            .with_cookies(self.too_many(head, host, now).iter().map(|id| cookie::forget_login(id)))
-    }
-
-    /// Identifiers of the sign-ins to forget so that there is room for one more: those that are
-    /// over or not ours, and the oldest.
-    fn too_many(&self, head: &Head<'_>, host: &str, now: Timestamp) -> Vec<String> {
-        let mut all: Vec<(i64, String)> = cookies(head)
-            .filter_map(|(name, value)| {
-                let name = std::str::from_utf8(name).ok()?;
-                let id = name.strip_prefix(LOGIN_COOKIE_PREFIX)?;
-                let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-                if !plain {
-                    return None;
-                }
-                let value = std::str::from_utf8(value).unwrap_or_default();
-                let started = Login::open(value, &self.seal, host, now)
-                    .map_or(i64::MIN, |login| login.started);
-                Some((started, id.to_owned()))
-            })
-            .collect();
-        all.sort();
-        let over = all.iter().filter(|(started, _)| *started == i64::MIN).count();
-        let excess = (all.len() + 1).saturating_sub(LOGINS_MAX).max(over);
-        all.into_iter().take(excess).map(|(_, id)| id).collect()
+        Answer::redirect(302, url.into()).with_cookies([cookie::login(&browser)])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::head::Field;
 
-    fn key() -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, b"k")
-    }
+    const HOST: &str = "a.example.org";
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn is_current(login: &Login, cookie: &str, second: i64) -> bool {
+        let fields = [Field { name: "cookie", value: cookie.as_bytes() }];
+        let head = Head { method: "GET", target: "/", authority: HOST, fields: &fields };
+        login.is_current(&head, at(second))
+    }
+
     #[test]
-    fn a_sign_in_opens_where_and_while_it_was_sealed() {
-        let login = Login::new(&ReturnPath::new("/lab"), at(1000));
-        let sealed = login.seal(&key(), "a.example.org");
-        let open = |sealed: &str, host, second| Login::open(sealed, &key(), host, at(second));
-        assert_eq!(open(&sealed, "a.example.org", 1100), Some(login));
-        assert_eq!(open(&sealed, "b.example.org", 1100), None, "another host");
-        assert_eq!(open(&sealed, "a.example.org", 1000 + 16 * 60), None, "too late");
-        let other = Login::open(
-            &sealed,
-            &hmac::Key::new(hmac::HMAC_SHA256, b"x"),
-            "a.example.org",
-            at(1000),
-        );
-        assert_eq!(other, None, "another key");
-        let mut forged = sealed.into_bytes();
-        forged[5] ^= 1;
-        assert_eq!(open(std::str::from_utf8(&forged).unwrap(), "a.example.org", 1100), None);
+    fn a_sign_in_is_good_in_its_browser_for_a_day() {
+        let browser = random::<16>();
+        let login = Login::new(&ReturnPath::new("/lab"), &browser, at(1000));
+        let cookie = format!("{LOGIN_COOKIE}={browser}");
+        for second in [1000, 1000 + 16 * 60, 1000 + 24 * 3600] {
+            assert!(is_current(&login, &cookie, second), "{second}");
+        }
+        assert!(!is_current(&login, &cookie, 1000 + 26 * 3600), "too late");
+        assert!(!is_current(&login, &cookie, 0), "from the future");
+        let other = format!("{LOGIN_COOKIE}={}", random::<16>());
+        for other in
+            [other.as_str(), "x=1", &format!("{LOGIN_COOKIE}="), &format!("{cookie}; {cookie}")]
+        {
+            assert!(!is_current(&login, other, 1000), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_state_opens_where_it_was_sealed_and_always_says_which_attempt_it_was() {
+        let (seal, other) = (Seal::new(b"k"), Seal::new(b"x"));
+        let login = Login::new(&ReturnPath::new("/lab"), "b", at(1000));
+        for attempt in [Attempt::First, Attempt::Again] {
+            let state = login.state(attempt, &seal, HOST).unwrap();
+            assert_eq!(Login::open(&state, &seal, HOST), (attempt, Some(login.clone())));
+            assert_eq!(Login::open(&state, &seal, "b.example.org"), (attempt, None));
+            assert_eq!(Login::open(&state, &other, HOST), (attempt, None));
+            assert!(!state.contains("lab"), "{state}");
+        }
+        for made_up in ["", ".", "1.", "2", "x", "abc.def"] {
+            assert_eq!(Login::open(made_up, &seal, HOST), (Attempt::First, None), "{made_up}");
+        }
+    }
+
+    #[test]
+    fn the_longest_path_fits_into_what_the_issuer_reads() {
+        let to = ReturnPath::new(&format!("/{}", "%".repeat(8 * 1024 - 1)));
+        let login = Login::new(&to, &random::<16>(), at(1000));
+        let state = login.state(Attempt::First, &Seal::new(b"k"), HOST).unwrap();
+        assert!(state.len() < 12 * 1024, "{}", state.len());
     }
 }

@@ -6,33 +6,30 @@ pub mod issuer;
 pub mod login;
 pub mod renew;
 pub mod return_path;
+pub mod seal;
 pub mod sign_out;
 
 use std::sync::Arc;
 
-use aws_lc_rs::hmac;
 use domain::token::Verifier;
 
-use self::{issuer::Issuer, renew::Renewals};
+use self::{issuer::Issuer, renew::Renewals, seal::Seal};
 
 /// What all of a gateway's browser sessions share.
 pub struct Sessions {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) renewals: Renewals,
-    /// Seals the state of sign-ins that are under way. Derived from the client's secret, so that
-    /// every replica can open what another one sealed.
-    pub(crate) seal: hmac::Key,
+    /// Seals the state of sign-ins that are under way, with the client's secret.
+    pub(crate) seal: Seal,
     pub(crate) external_port: u16,
 }
 
 impl Sessions {
     pub fn new(issuer: Arc<Issuer>, verifier: Arc<Verifier>, external_port: u16) -> Self {
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, issuer.client_secret().as_bytes());
-        let derived = hmac::sign(&secret, b"dormouse sign-in state");
         Self {
             renewals: Renewals::new(issuer.clone(), verifier.clone()),
-            seal: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+            seal: Seal::new(issuer.client_secret().as_bytes()),
             issuer,
             verifier,
             external_port,

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     cookie,
@@ -22,7 +22,7 @@ use super::{
 const RENEW_BEFORE: SignedDuration = SignedDuration::from_mins(5);
 /// How long a request waits for a new token when its own has expired.
 const WAIT: Duration = Duration::from_secs(5);
-/// How long the request that starts a renewal waits for it while its own token is still good: the
+/// How long requests wait for a renewal from its start on while their own token is still good: the
 /// sooner the browser hears of its new refresh token, the less can happen to it on the way.
 const HEAD_START: Duration = Duration::from_millis(250);
 /// When to ask again after an answer was lost: while the issuer still answers the same, once more.
@@ -71,7 +71,7 @@ struct Inner {
     verifier: Arc<Verifier>,
     /// By the hash of the refresh token.
     done: Cache<Key, Outcome>,
-    running: Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
+    running: Mutex<HashMap<Key, Running>>,
 }
 
 impl Renewals {
@@ -84,14 +84,13 @@ impl Renewals {
         expires_at.duration_since(now) < RENEW_BEFORE
     }
 
-    /// For a token that is still good: a newer one if there is one soon. Who finds a renewal under
-    /// way does not wait for it.
+    /// For a token that is still good: a newer one if there is one soon.
     pub async fn soon(&self, refresh: &str, now: Timestamp) -> Option<Renewed> {
         let outcome = match self.inner.recent(refresh, now) {
             Ok(outcome) => Some(outcome),
             Err(newest) => match self.inner.start(&newest) {
-                Some(Running { outcome, started: true }) => wait(outcome, HEAD_START).await,
-                Some(Running { started: false, .. }) | None => None,
+                Some(Running { outcome, since }) => wait(outcome, since + HEAD_START).await,
+                None => None,
             },
         };
         match outcome {
@@ -107,7 +106,7 @@ impl Renewals {
             Err(newest) => newest,
         };
         let Some(running) = self.inner.start(&newest) else { return Outcome::Failed };
-        wait(running.outcome, WAIT).await.unwrap_or(Outcome::Failed)
+        wait(running.outcome, Instant::now() + WAIT).await.unwrap_or(Outcome::Failed)
     }
 
     /// Signed out here: requests with the old cookies get no new token from our memory.
@@ -118,15 +117,15 @@ impl Renewals {
     }
 }
 
+#[derive(Clone)]
 struct Running {
     outcome: watch::Receiver<Option<Outcome>>,
-    /// By this call, and not before it.
-    started: bool,
+    since: Instant,
 }
 
-async fn wait(mut outcome: watch::Receiver<Option<Outcome>>, at_most: Duration) -> Option<Outcome> {
+async fn wait(mut outcome: watch::Receiver<Option<Outcome>>, until: Instant) -> Option<Outcome> {
     let done = async { outcome.wait_for(Option::is_some).await.ok()?.clone() };
-    tokio::time::timeout(at_most, done).await.ok().flatten()
+    tokio::time::timeout_at(until, done).await.ok().flatten()
 }
 
 fn key(refresh: &str) -> Key {
@@ -174,26 +173,27 @@ impl Inner {
     /// Joins the renewal that runs for this session, or starts one. `None` when too many run.
     fn start(self: &Arc<Self>, refresh: &str) -> Option<Running> {
         let key = key(refresh);
-        let (sender, receiver) = {
+        let since = Instant::now();
+        let (sender, outcome) = {
             let mut running = self.running.lock();
-            if let Some(receiver) = running.get(&key) {
-                return Some(Running { outcome: receiver.clone(), started: false });
+            if let Some(running) = running.get(&key) {
+                return Some(running.clone());
             }
             // It may have come to its end since the caller looked.
             match self.done.get(&key) {
                 Some(Outcome::Renewed(renewed)) if &*renewed.refresh == refresh => {}
                 Some(outcome @ (Outcome::Renewed(_) | Outcome::Ended)) => {
                     let (_, outcome) = watch::channel(Some(outcome));
-                    return Some(Running { outcome, started: true });
+                    return Some(Running { outcome, since });
                 }
                 Some(Outcome::Failed) | None => {}
             }
             if running.len() >= RUNNING_MAX {
                 return None;
             }
-            let (sender, receiver) = watch::channel(None);
-            running.insert(key, receiver.clone());
-            (sender, receiver)
+            let (sender, outcome) = watch::channel(None);
+            running.insert(key, Running { outcome: outcome.clone(), since });
+            (sender, outcome)
         };
         let (inner, refresh) = (self.clone(), refresh.to_owned());
         tokio::spawn(async move {
@@ -205,7 +205,7 @@ impl Inner {
             inner.running.lock().remove(&key);
             let _ = sender.send(Some(outcome));
         });
-        Some(Running { outcome: receiver, started: true })
+        Some(Running { outcome, since })
     }
 
     async fn renew(&self, refresh: &str) -> Outcome {
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(recent(&renewals, "r0", 900), Err("r2".to_owned()));
         // Who looked before the end of a renewal gets its outcome, and starts no other.
         let running = renewals.inner.start("r1").unwrap();
-        let outcome = wait(running.outcome, Duration::ZERO).await;
+        let outcome = wait(running.outcome, running.since).await;
         assert!(matches!(outcome, Some(Outcome::Renewed(renewed)) if &*renewed.refresh == "r2"));
         assert!(renewals.inner.running.lock().is_empty());
     }

@@ -4,8 +4,8 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReturnPath(String);
 
-/// Longest that is remembered, in bytes: it travels in a cookie.
-const MAX: usize = 1024;
+/// Longest that is remembered, in bytes: it travels in `state`, through other programs' limits.
+const MAX: usize = 8 * 1024;
 
 impl ReturnPath {
     /// `/` for everything that a browser could read as another origin: `//host`, `/\host`, controls
@@ -14,10 +14,19 @@ impl ReturnPath {
     pub fn new(target: &str) -> Self {
         let local = target.starts_with('/')
             && !target.starts_with("//")
-            && target.len() <= MAX
+            && Self::fits(target)
             && target.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
             && !target.starts_with("/.dormouse/");
         Self(if local { target.to_owned() } else { "/".to_owned() })
+    }
+
+    pub fn home() -> Self {
+        Self("/".to_owned())
+    }
+
+    /// Whether the target is not too long to be remembered.
+    pub fn fits(target: &str) -> bool {
+        target.len() <= MAX
     }
 
     pub fn as_str(&self) -> &str {

@@ -18,11 +18,11 @@ use tokio::{
 use self::{
     frames::Farewell,
     pump::{Listener, Pump},
-    response::{Follows, Response, push_field, without_deflate},
+    response::{Follows, Malformed, Response, Wanted, push_field, without_deflate},
 };
 use crate::{
     access_log,
-    answer::{Answer, Refusal},
+    answer::{Outgoing, Refusal},
     front::{
         Front,
         conn::Conn,
@@ -34,7 +34,7 @@ use crate::{
         head::{Audience, Head},
         limits::Held,
         live::Presence,
-        scrub::{Scrub, Trust},
+        scrub::Scrub,
     },
     io::ToPod,
     metrics::Metrics,
@@ -137,7 +137,12 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         let exchanged = async {
             let written = upstream.write_all(&request(&head, &admitted)).await;
             written.map_err(|_| Refusal::BadGateway)?;
-            read_response(&mut upstream, &admitted, picked.set_cookie.as_deref()).await
+            let wanted = Wanted {
+                admitted: Some(&admitted),
+                hsts: front.gate.hsts.as_ref(),
+                sticky: picked.set_cookie.as_deref(),
+            };
+            read_response(&mut upstream, &wanted).await
         };
         match exchanged.await {
             Ok((response, rest)) => {
@@ -146,7 +151,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
             }
             Err(refusal) => {
                 picked.failed(Instant::now());
-                Err(refusal.answer(Audience::Upgrade))
+                Err(front.gate.refuse(&admitted.besides, &refusal, Audience::Upgrade))
             }
         }
     };
@@ -212,7 +217,7 @@ impl Asked {
     }
 }
 
-async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
+async fn refuse(conn: &mut Conn, answer: &Outgoing) -> Ended {
     let written = timeout(REFUSAL_TIMEOUT, async {
         write_answer(conn, answer, false, true).await?;
         conn.shutdown().await
@@ -222,8 +227,8 @@ async fn refuse(conn: &mut Conn, answer: &Answer) -> Ended {
 }
 
 /// Dials for a bounded time: a workload that has just become ready may refuse an instant longer.
-async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), Answer> {
-    let missed = || gate.missed(&admitted.destination, Audience::Upgrade);
+async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), Outgoing> {
+    let missed = || gate.missed(admitted, Audience::Upgrade);
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
     let mut tried = Tried::default();
     loop {
@@ -237,7 +242,11 @@ async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), An
                     && tried.count() + 1 >= HANDSHAKES_MAX =>
             {
                 picked.failed(Instant::now());
-                return Err(Refusal::BadGateway.answer(Audience::Upgrade));
+                return Err(gate.refuse(
+                    &admitted.besides,
+                    &Refusal::BadGateway,
+                    Audience::Upgrade,
+                ));
             }
             _ => {
                 picked.failed(Instant::now());
@@ -253,8 +262,8 @@ async fn connect(gate: &Gate, admitted: &Admitted) -> Result<(ToPod, Picked), An
 
 /// The handshake as the upstream gets it.
 fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
-    let scrub = Scrub::new(head, admitted.trust);
-    let mut bytes = format!("GET {} HTTP/1.1\r\n", head.target).into_bytes();
+    let scrub = Scrub::of(head, admitted);
+    let mut bytes = format!("GET {} HTTP/1.1\r\n", admitted.target(head)).into_bytes();
     push_field(&mut bytes, "Connection", b"Upgrade");
     push_field(&mut bytes, "Upgrade", b"websocket");
     for field in head.fields.iter().filter(|field| scrub.keeps(field.name)) {
@@ -277,13 +286,12 @@ fn request(head: &Head<'_>, admitted: &Admitted) -> Vec<u8> {
 
 async fn read_response(
     upstream: &mut ToPod,
-    admitted: &Admitted,
-    set_cookie: Option<&str>,
+    wanted: &Wanted<'_>,
 ) -> Result<(Response, BytesMut), Refusal> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let mut bytes = BytesMut::new();
     loop {
-        match response::parse(&bytes, admitted.trust == Trust::Service, set_cookie) {
+        match response::parse(&bytes, wanted) {
             Ok(Some(response)) => {
                 bytes.advance(response.length);
                 if response.follows != Follows::Head {
@@ -292,7 +300,7 @@ async fn read_response(
                 continue;
             }
             Ok(None) => {}
-            Err(_) => return Err(Refusal::BadGateway),
+            Err(Malformed(fault)) => return Err(Refusal::BadAnswer(fault)),
         }
         bytes.reserve(2048);
         match timeout_at(deadline, upstream.read_buf(&mut bytes)).await {

@@ -85,6 +85,7 @@ async fn an_upload_with_an_expired_token_arrives_whole() {
     let body: String = (0..1_000_000).map(|n| char::from(b'a' + (n % 26) as u8)).collect();
     for http_1_only in [true, false] {
         let request = world.client(http_1_only).post(world.url(HOST, "/upload"));
+        let request = request.header("Sec-Fetch-Site", "same-origin");
         let request = request.header("Cookie", session(&world, -120)).body(body.clone());
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 200);

@@ -4,6 +4,8 @@
 #![allow(clippy::duplicate_mod)]
 
 mod acme;
+mod apps;
+mod cross_origin;
 mod engines;
 mod exchanges;
 mod expiry;
@@ -20,6 +22,7 @@ mod pki;
 mod pods;
 mod protocols;
 mod redirect;
+mod renewed;
 mod scale;
 mod sign_in;
 mod strictness;
@@ -33,6 +36,10 @@ mod world;
 /// The same without the fast lane: `World` tells by the name of the test.
 #[path = "."]
 mod general {
+    #[path = "apps.rs"]
+    mod apps;
+    #[path = "cross_origin.rs"]
+    mod cross_origin;
     #[path = "exchanges.rs"]
     mod exchanges;
     #[path = "forwarding.rs"]

@@ -75,7 +75,8 @@ async fn a_navigation_signs_in_and_lands_where_it_wanted_to_go() {
     assert_eq!(landed.status(), 302);
     assert_eq!(location(&landed), "/lab/tree?x=1");
     assert!(browser.has("__Host-dormouse") && browser.has("__Host-dormouse-refresh"));
-    assert_eq!(browser.cookies.len(), 2, "the sign-in's own cookie is gone");
+    assert!(browser.has("__Host-dormouse-login"), "kept for sign-ins in other tabs");
+    assert_eq!(browser.cookies.len(), 3);
     let page = browser.open(&world.url(HOST, "/lab/tree?x=1")).await;
     assert_eq!(page.status(), 200);
     let who = browser.open(&world.url(HOST, "/.dormouse/whoami")).await;
@@ -89,34 +90,96 @@ async fn a_navigation_signs_in_and_lands_where_it_wanted_to_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attack_15_ten_tabs_after_lunch_all_land() {
+async fn attack_15_many_tabs_after_lunch_all_land() {
     let world = World::start().await;
     world.running(upstream::mirror().await);
     let mut browser = Browser::new(&world);
     let mut requests = Vec::new();
-    for tab in 0..10 {
+    for tab in 0..40 {
         let sent = browser.open(&world.url(HOST, &format!("/tab/{tab}"))).await;
         requests.push(location(&sent).to_owned());
     }
+    assert_eq!(browser.cookies.len(), 1, "tabs without number cost no cookies");
     for (tab, request) in requests.iter().enumerate() {
         let back = world.issuer.approve(request, "alice");
         let landed = browser.open(back.as_str()).await;
         assert_eq!((landed.status().as_u16(), location(&landed)), (302, &*format!("/tab/{tab}")));
     }
-    assert_eq!(browser.cookies.len(), 2);
+    assert_eq!(browser.cookies.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sign_ins_that_are_given_up_do_not_pile_up() {
+async fn a_long_link_is_kept_and_one_that_is_too_long_says_what_to_do() {
     let world = World::start().await;
+    world.running(upstream::mirror().await);
     let mut browser = Browser::new(&world);
-    let mut last = String::new();
-    for _ in 0..40 {
-        last = location(&browser.open(&world.url(HOST, "/")).await).to_owned();
+    let long = format!("/git-pull?repo=https://example.org/r&urlpath={}", "x".repeat(8000));
+    let sent = browser.open(&world.url(HOST, &format!("{long}{}", "x".repeat(1000)))).await;
+    assert_eq!(sent.status(), 401);
+    assert_eq!(sent.headers()["content-type"], "text/html; charset=utf-8");
+    let html = sent.text().await.unwrap();
+    assert!(html.contains("too long") && html.contains("target=\"_blank\""), "{html}");
+    assert_eq!(location(&browser.sign_in(&long).await), long);
+}
+
+/// A bookmark of the sign-in page in a browser that never was here, or a page that waited for days.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_in_that_the_browser_does_not_know_leads_to_one_that_it_knows() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    let sent = Browser::new(&world).open(&world.url(HOST, "/deep?x=1")).await;
+    let bookmark = location(&sent).to_owned();
+    let mut browser = Browser::new(&world);
+    let again = browser.open(world.issuer.approve(&bookmark, "alice").as_str()).await;
+    assert_eq!(again.status(), 302);
+    assert!(!browser.has("__Host-dormouse"), "another browser's sign-in signs nobody in");
+    let back = world.issuer.approve(location(&again), "alice");
+    assert_eq!(location(&browser.open(back.as_str()).await), "/deep?x=1");
+    assert!(browser.has("__Host-dormouse"));
+    // The same with a state that nobody can read any more.
+    let mut browser = Browser::new(&world);
+    let forgotten = world.issuer.approve(&bookmark, "alice").to_string();
+    let forgotten = forgotten.replace("state=1.", "state=1.x");
+    let again = browser.open(&forgotten).await;
+    let back = world.issuer.approve(location(&again), "alice");
+    assert_eq!(location(&browser.open(back.as_str()).await), "/");
+    // Without cookies it is no circle: the second one says so, and knows the way.
+    let mut browser = Browser::new(&world);
+    let again = browser.open(world.issuer.approve(&bookmark, "alice").as_str()).await;
+    browser.cookies.clear();
+    let ended = browser.open(world.issuer.approve(location(&again), "alice").as_str()).await;
+    assert_eq!(ended.status(), 400);
+    let html = ended.text().await.unwrap();
+    assert!(html.contains("cookies are blocked") && html.contains("href=\"/deep?x=1\""), "{html}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_without_a_session_says_what_to_do_and_where_to_sign_in() {
+    let world = World::start().await;
+    world.running(upstream::mirror().await);
+    for http_1_only in [true, false] {
+        let form = || {
+            let form = world.client(http_1_only).post(world.url(HOST, "/save")).body("a=b");
+            form.header("Sec-Fetch-Mode", "navigate").header("Accept", "text/html")
+        };
+        let page = world.url(HOST, "/edit?page=1");
+        for (referer, link) in [(page.as_str(), "/edit?page=1"), ("https://evil.test/x", "/")] {
+            let answer = form().header("Referer", referer).send().await.unwrap();
+            assert_eq!(answer.status(), 401);
+            assert!(answer.headers().contains_key("www-authenticate"));
+            assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
+            let html = answer.text().await.unwrap();
+            let link = format!("href=\"{link}\" target=\"_blank\" rel=\"noopener\"");
+            assert!(html.contains("send it again") && html.contains(&link), "{html}");
+        }
+        let over = format!("__Host-dormouse={}", world.issuer.access_token("alice", -120));
+        let answer = form().header("Cookie", over).send().await.unwrap();
+        assert!(answer.text().await.unwrap().contains("send it again"));
+        // What a person is refused is a page, too.
+        let answer = form().header("Authorization", world.bearer("bob")).send().await.unwrap();
+        assert_eq!(answer.status(), 404);
+        assert!(answer.text().await.unwrap().starts_with("<!doctype html>"));
     }
-    assert!(browser.cookies.len() <= 12, "{}", browser.cookies.len());
-    let back = world.issuer.approve(&last, "alice");
-    assert_eq!(browser.open(back.as_str()).await.status(), 302);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,13 +282,20 @@ async fn attack_13_state_nonce_and_issuer_are_checked() {
         assert_eq!(landed.status(), 400, "{url}");
         assert!(!browser.has("__Host-dormouse"), "{url}");
     };
+    // What is not this browser's signs nobody in: a sign-in of its own begins.
+    let begins_anew = async |browser: &mut Browser<'_>, url: String| {
+        let landed = browser.open(&url).await;
+        assert_eq!(landed.status(), 302, "{url}");
+        assert!(location(&landed).starts_with(&format!("{}/authorize?", world.issuer.url)));
+        assert!(!browser.has("__Host-dormouse"), "{url}");
+    };
     let back = start(&mut browser).await;
     let issuer = form_encoded(&world.issuer.url);
     refused(&mut browser, back.replace(&issuer, "https%3A%2F%2Fevil")).await;
     let back = start(&mut browser).await;
     refused(&mut browser, back.split("&iss").next().unwrap().to_owned()).await;
     let back = start(&mut browser).await;
-    refused(&mut browser, back.replace("state=", "state=x")).await;
+    begins_anew(&mut browser, back.replace("state=1.", "state=1.x")).await;
     let back = start(&mut browser).await;
     refused(&mut browser, format!("{back}&code=other")).await;
     let back = start(&mut browser).await;
@@ -235,11 +305,16 @@ async fn attack_13_state_nonce_and_issuer_are_checked() {
     let mut other = Browser::new(&world);
     let back = start(&mut other).await;
     browser.cookies.clear();
-    refused(&mut browser, back.clone()).await;
+    begins_anew(&mut browser, back.clone()).await;
     // Its own browser lands, and only once.
     assert_eq!(other.open(&back).await.status(), 302);
     let mut replay = Browser::new(&world);
-    refused(&mut replay, back.clone()).await;
+    begins_anew(&mut replay, back.clone()).await;
+    // A code that was used is not redeemed twice for a browser that is signed in, and starts anew in
+    // one that is not any more.
+    other.cookies.retain(|(name, _)| name == "__Host-dormouse-login");
+    begins_anew(&mut other, back.clone()).await;
+    other.sign_in("/").await;
     let again = other.open(&back).await;
     assert_eq!((again.status().as_u16(), location(&again)), (302, "/"));
 }
@@ -301,6 +376,8 @@ async fn signing_out_is_asked_for_once_and_cannot_be_done_to_others() {
     assert!(victim.has("__Host-dormouse"));
     let done = browser.open(&format!("{back}?state={state}")).await;
     assert_eq!(done.status(), 200);
-    assert!(browser.cookies.is_empty(), "{:?}", browser.cookies);
+    for gone in ["__Host-dormouse", "__Host-dormouse-refresh", "__Host-dormouse-sign-out"] {
+        assert!(!browser.has(gone), "{:?}", browser.cookies);
+    }
     assert!(done.text().await.unwrap().contains("You are signed out"));
 }

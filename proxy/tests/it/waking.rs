@@ -79,6 +79,7 @@ async fn a_navigation_gets_the_waiting_page_and_its_events() {
     world.wakes.recv().await.unwrap();
 
     let events = client.get(world.url(HOST, "/.dormouse/wake")).header("Cookie", &cookie);
+    let events = events.header("Sec-Fetch-Site", "same-origin");
     let mut events = events.send().await.unwrap();
     assert_eq!(events.headers()["content-type"], "text/event-stream");
     let mut story = Vec::new();
