@@ -430,7 +430,8 @@ impl Refusal {
             Answer::new(status, "application/problem+json", problem.to_string())
         };
         if let Some(seconds) = retry_after {
-            answer = answer.with("Retry-After", seconds.to_string());
+            let (name, value) = runtime::http::retry_field(u64::from(seconds));
+            answer = answer.with(name, value);
         }
         match self {
             Self::NotSignedIn | Self::FormWithoutSession(_) | Self::LinkTooLong => {

@@ -24,6 +24,20 @@ pub fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Longest `Retry-After` that is said, in seconds.
+const RETRY_AFTER_MAX: u64 = 120;
+
+/// The field that tells a client when to try again: `Retry-After` (RFC 9110, section 10.2.3), from 1 to
+/// 120 s. At 0 some clients send request after request (openai for Node); above two minutes they sleep for as
+/// long as they are told, or give up (openai for Python). So a longer wait is `X-Should-Retry: false`, by
+/// which such clients do not try again by themselves.
+pub fn retry_field(seconds: u64) -> (&'static str, String) {
+    match seconds {
+        0..=RETRY_AFTER_MAX => ("Retry-After", seconds.max(1).to_string()),
+        _ => ("X-Should-Retry", "false".to_owned()),
+    }
+}
+
 /// Trusts the given authority besides the system's; every call has a deadline. Long polls set a
 /// longer one per request.
 pub fn client(ca: Option<&Path>) -> Result<reqwest::Client, ClientError> {
@@ -45,6 +59,13 @@ pub fn client(ca: Option<&Path>) -> Result<reqwest::Client, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_told_to_hammer_or_to_sleep_for_hours() {
+        assert_eq!(retry_field(0), ("Retry-After", "1".to_owned()));
+        assert_eq!(retry_field(120), ("Retry-After", "120".to_owned()));
+        assert_eq!(retry_field(121), ("X-Should-Retry", "false".to_owned()));
+    }
 
     #[test]
     fn causes_are_told() {

@@ -1,7 +1,7 @@
 //! One try at signing in: counted, slowed down, and written down.
 
 use axum::{
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Caller, cookie,
+    error::try_again_in,
     sign_in::{self, Next, Retry, seal},
 };
 use crate::{
@@ -55,7 +56,7 @@ impl Slow {
         let problem = format!("Too many tries. Please wait {} s and try again.", self.0);
         let retry = Retry { status: StatusCode::TOO_MANY_REQUESTS, name, problem: &problem };
         let mut response = sign_in::page(app, headers, caller.now, next, retry);
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.0));
+        try_again_in(&mut response, self.0);
         response
     }
 }

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{RawForm, RawQuery, State, rejection::RawFormRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use runtime::audit::{Event, Outcome};
@@ -14,7 +14,7 @@ use super::{
     Caller, authorize,
     client_auth::authenticate,
     discovery,
-    error::{OAuthError, PageError},
+    error::{OAuthError, PageError, try_again_in},
     pages,
     params::Params,
     sign_in::{self, Next, check_origin, form_cookie, is_browser, seal},
@@ -162,7 +162,7 @@ pub(super) async fn submit(
     if let Err(wait) = app.limits().device_codes.take(&keys, caller.now) {
         let text = format!("Too many tries. Please wait {wait} s and try again.");
         let mut response = entry(&session, StatusCode::TOO_MANY_REQUESTS, "", &text);
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait));
+        try_again_in(&mut response, wait);
         return Ok(response);
     }
     let code = form.get("user_code").and_then(UserCode::parse);

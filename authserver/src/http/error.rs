@@ -3,7 +3,7 @@
 
 use axum::{
     Json,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -43,11 +43,20 @@ impl From<StoreError> for PageError {
     }
 }
 
+/// Says when to try again, in seconds.
+pub(super) fn try_again_in(response: &mut Response, seconds: impl TryInto<u64>) {
+    let (name, value) = runtime::http::retry_field(seconds.try_into().unwrap_or_default());
+    let name = HeaderName::from_bytes(name.as_bytes());
+    if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
         let mut response = pages::message(self.status, self.title, &self.text, None);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            try_again_in(&mut response, 5);
         }
         response
     }

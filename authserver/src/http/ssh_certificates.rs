@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::{State, rejection::JsonRejection},
-    http::{HeaderValue, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use domain::identity::CredentialKind;
@@ -13,7 +13,10 @@ use jiff::Timestamp;
 use runtime::audit::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 
-use super::{bearer::Bearer, error::ApiError};
+use super::{
+    bearer::Bearer,
+    error::{ApiError, try_again_in},
+};
 use crate::{
     scope,
     secret::{digest, random},
@@ -72,7 +75,7 @@ pub(super) async fn certify(
         let error = ApiError::BadRequest(text);
         let mut response = error.into_response();
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait));
+        try_again_in(&mut response, wait);
         return Ok(response);
     }
 

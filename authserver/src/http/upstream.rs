@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::Response,
 };
 use runtime::audit::{Event, Outcome};
@@ -12,7 +12,7 @@ use super::{
     account::ACCOUNT,
     authorize, cookie,
     discovery::{AUTHORIZE, DEVICE_PAGE},
-    error::PageError,
+    error::{PageError, try_again_in},
     pages,
     params::Params,
     sign_in::{self, Goal, Next, Retry},
@@ -76,7 +76,7 @@ pub(super) async fn send(
             &text,
             Some((&retry, "Try again")),
         );
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait));
+        try_again_in(&mut response, wait);
         return Ok(response);
     }
     let state = Secret::generate();
@@ -316,7 +316,7 @@ fn failed(app: &Server, provider: &Provider, next: &Next, error: &UpstreamError)
     let retry = retry(next);
     let mut response = pages::message(status, title, &text, Some((&retry, "Try again")));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+        try_again_in(&mut response, 30);
     }
     response
 }

@@ -210,6 +210,8 @@ impl ProxyHttp for Engine {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
         session.set_write_timeout(Some(self.limits.stall_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        // But for the 100 that a client asked for, as in the fast lane.
+        session.set_ignore_info_resp(true);
         if asks_to_close(session.req_header()) {
             session.set_keepalive(None);
         }

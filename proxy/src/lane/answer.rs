@@ -63,7 +63,7 @@ pub struct Malformed(pub Fault);
 type Field<'a> = httparse::Header<'a>;
 
 /// Reads the head at the start of `bytes`; `None` while it is incomplete. Appends to `out` the head
-/// for the client.
+/// for the client, nothing if it is an interim one.
 pub fn read(
     bytes: &[u8],
     wanted: &Wanted<'_>,
@@ -115,6 +115,11 @@ pub fn read(
         }
     };
 
+    if interim {
+        // Many HTTP/1.1 clients take an answer that they did not ask for as the final one (RFC 8297,
+        // section 3), and the next one for that of their next request.
+        return Ok(Some(Head { status, length, follows, reusable }));
+    }
     out.reserve(length + 256);
     out.put_slice(b"HTTP/1.1 ");
     put_number(out, u64::from(status));
@@ -128,28 +133,26 @@ pub fn read(
             put_field(out, field.name, moved.as_deref().unwrap_or(field.value));
         }
     }
-    if !interim {
-        if follows == Follows::UntilClosed {
-            out.put_slice(b"Transfer-Encoding: chunked\r\n");
-        }
-        if let Some(hsts) = wanted.hsts {
-            put_field(out, HSTS, hsts.as_bytes());
-        }
-        for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.besides.fields()) {
-            put_field(out, name, value.as_bytes());
-        }
-        if let Some(cookie) = wanted.sticky {
-            put_field(out, "Set-Cookie", cookie.as_bytes());
-        }
-        if !seen.date {
-            put_date(out);
-        }
-        let connection: &[u8] = match wanted.keep_alive {
-            true => b"Connection: keep-alive\r\n",
-            false => b"Connection: close\r\n",
-        };
-        out.put_slice(connection);
+    if follows == Follows::UntilClosed {
+        out.put_slice(b"Transfer-Encoding: chunked\r\n");
     }
+    if let Some(hsts) = wanted.hsts {
+        put_field(out, HSTS, hsts.as_bytes());
+    }
+    for (name, value) in wanted.admitted.iter().flat_map(|admitted| admitted.besides.fields()) {
+        put_field(out, name, value.as_bytes());
+    }
+    if let Some(cookie) = wanted.sticky {
+        put_field(out, "Set-Cookie", cookie.as_bytes());
+    }
+    if !seen.date {
+        put_date(out);
+    }
+    let connection: &[u8] = match wanted.keep_alive {
+        true => b"Connection: keep-alive\r\n",
+        false => b"Connection: close\r\n",
+    };
+    out.put_slice(connection);
     out.put_slice(b"\r\n");
     Ok(Some(Head { status, length, follows, reusable }))
 }
@@ -357,7 +360,7 @@ mod tests {
                         Strict-Transport-Security: max-age=1\r\nSet-Cookie: pod=1\r\nConnection: keep-alive\r\n\r\n";
         assert_eq!(out, expected);
         let early = written("HTTP/1.1 103 Early\r\nLink: a\r\nConnection: x\r\n\r\n", WANTED);
-        assert_eq!(early, "HTTP/1.1 103 Early\r\nLink: a\r\n\r\n");
+        assert_eq!(early, "", "interim answers end here");
         let open = written("HTTP/1.0 200 OK\r\n\r\n", Wanted { keep_alive: false, ..WANTED });
         let (start, date) = open.split_once("Date: ").unwrap();
         assert_eq!(start, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n");

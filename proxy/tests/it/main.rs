@@ -13,6 +13,7 @@ mod forwarding;
 mod front;
 mod http2;
 mod http2_attacks;
+mod interim;
 mod issuer;
 mod limits;
 mod never_read;
@@ -46,6 +47,8 @@ mod general {
     mod forwarding;
     #[path = "front.rs"]
     mod front;
+    #[path = "interim.rs"]
+    mod interim;
     #[path = "waking.rs"]
     mod waking;
 }
