@@ -217,8 +217,9 @@ async fn next_head(
 
 /// Refuses and closes.
 async fn goodbye(conn: &mut Conn, answer: &Outgoing) {
+    let head_only = conn.ahead().starts_with(b"HEAD ");
     let said = async {
-        write_answer(conn, answer, false, true).await?;
+        write_answer(conn, answer, head_only, true).await?;
         Ok::<_, io::Error>(())
     };
     if timeout(LINGER, said).await.is_ok_and(|said| said.is_ok()) {

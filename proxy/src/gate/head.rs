@@ -34,8 +34,8 @@ impl Audience {
         let says = |text: &[u8]| memchr::memmem::find(&head, text).is_some();
         match says(b"\nsec-fetch-mode: navigate\r") {
             true if head.starts_with(b"get ") => Self::Navigation,
-            true => Self::Submission,
-            false => Self::Client,
+            true if !head.starts_with(b"head ") => Self::Submission,
+            _ => Self::Client,
         }
     }
 }

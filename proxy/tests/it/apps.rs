@@ -219,6 +219,15 @@ async fn a_person_whose_request_is_too_large_gets_a_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_refused_has_no_body_when_none_was_asked_for() {
+    let world = World::start().await;
+    let mut raw = world.raw().await;
+    raw.send(&format!("HEAD / HTTP/1.1\r\nHost: {HOST}\r\nHost: other\r\n\r\n")).await;
+    let said = raw.rest().await;
+    assert!(said.starts_with("HTTP/1.1 400 ") && said.ends_with("\r\n\r\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prefetch_neither_wakes_nor_counts() {
     let mut world = World::start().await;
     let session = format!("__Host-dormouse={}", world.issuer.access_token("alice", 600));
