@@ -18,6 +18,7 @@ mod people;
 mod personal_tokens;
 mod refresh_token;
 mod refreshes;
+mod replicas;
 mod revocations;
 mod rotation;
 mod service_accounts;
@@ -54,13 +55,14 @@ pub use self::{
 };
 pub(crate) use self::{
     open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, revocations::advance,
-    rotation::Exchange,
+    replicas::Standing, rotation::Exchange,
 };
 use crate::{
     client::ClientError,
     database::Database,
     master_key::MasterKey,
     password::{PasswordError, Passwords},
+    secret,
     signing::SigningError,
 };
 
@@ -70,8 +72,22 @@ pub enum StoreError {
     Open { database: Box<Database>, source: io::Error },
     #[error("cannot connect to the database {database}: {source}")]
     Connect { database: Box<Database>, source: sqlx::Error },
-    #[error("the database {database} was written by another version: {source}")]
+    #[error(
+        "cannot open the database {database}: {source}; SQLite makes two more files beside it, so its \
+         folder has to be writable: mount a volume there"
+    )]
+    Folder { database: Box<Database>, source: sqlx::Error },
+    #[error(
+        "the database {database} was written by another version, whose tables are not ours: {source}"
+    )]
     Migrate { database: Box<Database>, source: sqlx::migrate::MigrateError },
+    #[error("cannot bring the tables of the database {database} up to date: {source}")]
+    Upgrade { database: Box<Database>, source: sqlx::migrate::MigrateError },
+    #[error(
+        "the database {database} needs a newer version of this program: one that knows migration \
+         {needed}, and this one knows {known}; start the newer version, or restore a backup of before"
+    )]
+    TooNew { database: Box<Database>, needed: i64, known: i64 },
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
     #[error("the database holds something unreadable: {0}")]
@@ -239,6 +255,11 @@ fn list(json: &str) -> Result<Vec<String>, StoreError> {
 
 fn to_json(list: &[String]) -> String {
     serde_json::Value::from(list.to_vec()).to_string()
+}
+
+/// SHA-256 in hexadecimal.
+fn hex_digest(text: &str) -> String {
+    secret::hex(&secret::digest(text))
 }
 
 /// A label that a person gives to a token or a key.

@@ -45,7 +45,12 @@ impl From<StoreError> for PageError {
 
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
-        let mut response = pages::message(self.status, self.title, &self.text, None);
+        let mut response = pages::message(
+            self.status,
+            self.title,
+            &self.text,
+            Some(("/", "Go to the start page")),
+        );
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }

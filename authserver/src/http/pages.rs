@@ -1,4 +1,5 @@
-//! The pages that people see: one style sheet, and one script that nothing but passkeys needs.
+//! The pages that people see: one style sheet, a script that nothing but passkeys needs, and one that
+//! keeps what follows `#` in an address.
 
 use askama::Template;
 use axum::{
@@ -147,10 +148,20 @@ pub(super) async fn style() -> Response {
 
 const SCRIPT: &str = include_str!("../../assets/passkeys.js");
 
+const SIGN_IN_SCRIPT: &str = include_str!("../../assets/sign-in.js");
+
 pub(super) async fn script() -> Response {
+    javascript(SCRIPT)
+}
+
+pub(super) async fn sign_in_script() -> Response {
+    javascript(SIGN_IN_SCRIPT)
+}
+
+fn javascript(text: &'static str) -> Response {
     let kind = "text/javascript; charset=utf-8";
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")];
-    (headers, SCRIPT).into_response()
+    (headers, text).into_response()
 }
 
 /// A page with a form that is sent to us. A browser applies `form-action` to where the answer
