@@ -85,8 +85,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/account/ssh-keys", get(account::back).post(account::ssh_keys::add))
         .route("/account/ssh-keys/remove", get(account::back).post(account::ssh_keys::remove))
         .route("/account/sessions/end", get(account::back).post(account::sessions::end))
-        .route("/account/sessions/end-others", get(account::back).post(account::sessions::end_others))
-        .route("/account/applications/withdraw", get(account::back).post(account::sessions::withdraw))
+        .route(
+            "/account/sessions/end-others",
+            get(account::back).post(account::sessions::end_others),
+        )
+        .route(
+            "/account/applications/withdraw",
+            get(account::back).post(account::sessions::withdraw),
+        )
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{id}", delete(tokens::revoke))
         .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))

@@ -65,6 +65,10 @@ const MAX_CERTIFICATE: Duration = Duration::from_secs(16 * 3600);
 /// How often the other replicas are told that this one is there.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 
+/// A key that ends too soon is a nuisance, and one that never ends is forgotten.
+const MIN_SSH_KEY: Duration = Duration::from_secs(24 * 3600);
+const MAX_SSH_KEY: Duration = Duration::from_secs(3653 * 24 * 3600);
+
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
 
 /// Tells the time. Given from outside, so that tests can say that a code has expired.
@@ -102,6 +106,7 @@ pub(crate) struct Server {
     pub passkeys: RelyingParty,
     pub ssh_authority: SshAuthority,
     pub ssh_certificate_lifetime: Duration,
+    pub ssh_key_lifetime: Duration,
     throttle: Mutex<Throttle>,
     limits: Mutex<Limits>,
     replica: Replica,
@@ -232,6 +237,10 @@ impl Authserver {
             (MIN_CERTIFICATE..=MAX_CERTIFICATE).contains(&config.ssh_certificate_lifetime),
             "ssh_certificate_lifetime must be between one minute and 16 hours"
         );
+        anyhow::ensure!(
+            (MIN_SSH_KEY..=MAX_SSH_KEY).contains(&config.ssh_key_lifetime),
+            "ssh_key_lifetime must be between one day and ten years"
+        );
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         if config.create_master_key
             && let (Some(file), None) = (&config.master_key_file, &config.master_key)
@@ -290,6 +299,7 @@ impl Authserver {
             passkeys: RelyingParty::new(&config.issuer)?,
             ssh_authority,
             ssh_certificate_lifetime: config.ssh_certificate_lifetime,
+            ssh_key_lifetime: config.ssh_key_lifetime,
             throttle: Mutex::default(),
             limits: Mutex::default(),
             replica,

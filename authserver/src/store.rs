@@ -5,6 +5,7 @@
 //! [`Dialect::pick`] where that is not possible. Tables are made by `migrations/sqlite` and
 //! `migrations/postgres`, under the same numbers.
 
+mod applications;
 mod clients;
 mod devices;
 mod flows;
@@ -37,6 +38,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 pub use self::{
+    applications::Application,
     clients::ClientEntry,
     devices::{Asked, Lifetimes, NewDevice},
     flows::{Consent, PUSHED_LIFETIME},
@@ -49,13 +51,13 @@ pub use self::{
     personal_tokens::{NewPersonalToken, PersonalToken},
     refresh_token::RefreshToken,
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
-    sessions::{Session, SessionEntry},
-    ssh_keys::SshKey,
+    sessions::{Session, SessionEntry, Whence},
+    ssh_keys::{NewSshKey, SshKey},
     upstreams::{Arrival, Origin, UpstreamRequest},
 };
 pub(crate) use self::{
-    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, revocations::advance,
-    replicas::Standing, rotation::Exchange,
+    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, replicas::Standing,
+    revocations::advance, rotation::Exchange,
 };
 use crate::{
     client::ClientError,
@@ -136,6 +138,9 @@ pub enum StoreError {
     #[error("there are {0} already; remove one first")]
     TooMany(&'static str),
 }
+
+/// How long lies between two calls of [`Store::clean_up`] at most, in seconds, with some to spare.
+const CLEAN_UP_EVERY: i64 = 20 * 60;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -236,6 +241,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
+        self.clean_up_ssh_keys(CLEAN_UP_EVERY, now).await?;
         self.clean_up_upstreams(Timestamp::from_second(now).unwrap_or_default()).await
     }
 }

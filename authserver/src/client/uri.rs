@@ -41,7 +41,9 @@ pub fn is_same_redirect(registered: &str, requested: &str) -> bool {
 fn without_port(uri: &str) -> Option<(&str, &str)> {
     let rest = uri.strip_prefix("http://")?;
     let (authority, after) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let end = if authority.starts_with('[') { authority.find(']')? + 1 } else {
+    let end = if authority.starts_with('[') {
+        authority.find(']')? + 1
+    } else {
         authority.find(':').unwrap_or(authority.len())
     };
     let (host, port) = authority.split_at(end);

@@ -45,7 +45,8 @@ impl Query {
 pub(super) fn fragment(text: Option<&str>) -> String {
     let text = text.unwrap_or_default();
     let text = text.strip_prefix('#').unwrap_or(text);
-    let plain = text.len() <= FRAGMENT_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    let plain =
+        text.len() <= FRAGMENT_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     if plain { text.to_owned() } else { String::new() }
 }
 
@@ -282,7 +283,9 @@ mod tests {
     fn what_follows_the_hash_is_carried_if_it_can_stand_in_an_address() {
         assert_eq!(fragment(Some("#/experiments/7")), "/experiments/7");
         assert_eq!(fragment(Some("a=1&b=%20")), "a=1&b=%20");
-        for none in [None, Some(""), Some("#"), Some("a b"), Some("a\r\nSet-Cookie: x"), Some("#a#b")] {
+        for none in
+            [None, Some(""), Some("#"), Some("a b"), Some("a\r\nSet-Cookie: x"), Some("#a#b")]
+        {
             assert_eq!(fragment(none), "", "{none:?}");
         }
         assert_eq!(fragment(Some(&"x".repeat(FRAGMENT_MAX + 1))), "");

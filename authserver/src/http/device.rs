@@ -236,7 +236,8 @@ async fn decide(
     let damaged = || PageError::bad_request("This form is damaged. Enter the code again.");
     let ticket = opened(app, headers, sealed).ok_or_else(damaged)?;
     if ticket.session != session.id {
-        let text = "You have signed in again since that page was opened. Look at the device once more.";
+        let text =
+            "You have signed in again since that page was opened. Look at the device once more.";
         return Ok(entry(session, StatusCode::CONFLICT, &ticket.code, text));
     }
     let code = UserCode::parse(&ticket.code).ok_or_else(damaged)?;

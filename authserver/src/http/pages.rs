@@ -8,7 +8,7 @@ use axum::{
 };
 use url::Url;
 
-use super::account::{ssh_keys, tokens};
+use super::account::{sessions, ssh_keys, tokens};
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
@@ -35,6 +35,8 @@ pub(super) struct ProviderLink<'a> {
 #[template(path = "sign_out.html")]
 pub(super) struct SignOutPage<'a> {
     pub name: &'a str,
+    /// That end with it.
+    pub devices: &'a [String],
     pub ticket: &'a str,
 }
 
@@ -89,12 +91,12 @@ pub(super) struct AccountPage<'a> {
     /// Where to go when not.
     pub confirm: &'a str,
     pub passkeys: Vec<PasskeyLine<'a>>,
+    pub sessions: Vec<sessions::Line>,
+    pub applications: Vec<sessions::ApplicationLine>,
     pub tokens: Vec<tokens::Line>,
     pub new_token: tokens::NewToken,
     pub keys: Vec<ssh_keys::Line>,
-    pub new_key: ssh_keys::Form,
-    /// Whether the form for it is shown at once.
-    pub new_key_opened: bool,
+    pub new_key: ssh_keys::NewKey,
     pub problem: &'a str,
 }
 

@@ -176,7 +176,10 @@ pub(super) async fn answer_person(
         return Err(OAuthError::new("invalid_scope", text));
     }
     let granted = client.kept_resources(&redeemed.resources).ok_or_else(|| {
-        OAuthError::new("invalid_target", "the client may not ask for the granted resource any more")
+        OAuthError::new(
+            "invalid_target",
+            "the client may not ask for the granted resource any more",
+        )
     })?;
     let requested: Vec<&str> = form.all("resource").collect();
     let audience = issue::audience(&app.audience, &granted, &requested)?;

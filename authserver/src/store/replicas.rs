@@ -124,8 +124,15 @@ fn digest_of(clients: &[Client]) -> String {
     let mut lines: Vec<String> = clients
         .iter()
         .map(|client| {
-            let Client { id, kind, secret_digest, redirect_uris, post_logout_uris, scopes, profile } =
-                client;
+            let Client {
+                id,
+                kind,
+                secret_digest,
+                redirect_uris,
+                post_logout_uris,
+                scopes,
+                profile,
+            } = client;
             serde_json::json!([
                 id,
                 kind.as_str(),

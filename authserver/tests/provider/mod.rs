@@ -22,5 +22,6 @@ mod rotation;
 mod service_accounts;
 mod sessions;
 mod shown_tokens;
+mod signed_in;
 mod standards;
 mod unlinked;
