@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn attack_21_a_signature_for_something_else_or_with_another_key_in_it_proves_nothing() {
+    fn attack_19_a_signature_for_something_else_or_with_another_key_in_it_proves_nothing() {
         let Some((_, git)) = by_openssh("ed25519", "256", "git", TEXT) else { return };
         assert!(signer(&git, TEXT).unwrap_err().0.contains("for something else"));
         let (_, one) = by_openssh("ed25519", "256", NAMESPACE, TEXT).unwrap();

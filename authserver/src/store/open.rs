@@ -291,6 +291,63 @@ mod tests {
         }
     }
 
+    /// Where only the database's folder can be written to, SQLite has no place for temporary files.
+    #[tokio::test]
+    async fn every_connection_keeps_temporary_tables_in_memory_from_its_start() {
+        const MEMORY: i64 = 2;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("auth.db");
+        let options = sqlite_options(&path).create_if_missing(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let migrating: i64 =
+            sqlx::query_scalar("PRAGMA temp_store").fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let (pool, _) =
+            pool(&path.clone().into()).await.map_err(|error| error.to_string()).unwrap();
+        let serving: i64 = sqlx::query_scalar("PRAGMA temp_store").fetch_one(&pool).await.unwrap();
+        assert_eq!((migrating, serving), (MEMORY, MEMORY));
+    }
+
+    /// Each cause has words of its own, and none blames the version for a full disk.
+    #[tokio::test]
+    async fn errors_of_opening_name_their_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("auth.db");
+        let missing = folder.path().join("none").join("auth.db");
+        let error = Store::open(&missing.into()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot open the database") && error.contains("No such file"),
+            "{error}"
+        );
+        std::fs::write(&path, "no database, and longer than the header of one that SQLite wrote: ....................................").unwrap();
+        let error = Store::open(&path.clone().into()).await.unwrap_err().to_string();
+        assert!(error.contains("not a database") && !error.contains("another version"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+
+        let store = Store::open(&path.clone().into()).await.unwrap();
+        // A newer version has been here: no reason not to start, unless it says so.
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (9999, 'later', TRUE, x'00', 1)",
+        )
+        .execute(&store.pool)
+        .await
+        .unwrap();
+        Store::open(&path.clone().into()).await.unwrap().close().await;
+        let raise = "UPDATE feeds SET version = 9999 WHERE name = 'needs-migration'";
+        sqlx::query(raise).execute(&store.pool).await.unwrap();
+        let error = Store::open(&path.clone().into()).await.unwrap_err().to_string();
+        assert!(error.contains("needs a newer version") && error.contains("9999"), "{error}");
+        let lower = "UPDATE feeds SET version = 61 WHERE name = 'needs-migration'";
+        sqlx::query(lower).execute(&store.pool).await.unwrap();
+        sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 61")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let error = Store::open(&path.into()).await.unwrap_err().to_string();
+        assert!(error.contains("was written by another version"), "{error}");
+    }
+
     /// A server that is upgraded keeps what its predecessor wrote.
     #[tokio::test]
     async fn tokens_outlive_a_change_of_their_table() {

@@ -13,6 +13,7 @@ mod guessing;
 mod keys;
 mod killed;
 mod lost_groups;
+mod older_replica;
 mod operators_clients;
 mod passkey_counters;
 mod passkeys;

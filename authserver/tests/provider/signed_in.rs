@@ -29,7 +29,7 @@ async fn again(browser: &mut Browser, server: &Server, name: &str) {
 }
 
 /// A device that somebody lets in who is signed in to the browser.
-async fn device(browser: &mut Browser, server: &Server) -> Value {
+pub async fn device(browser: &mut Browser, server: &Server) -> Value {
     let start = [("client_id", "tv"), ("scope", "openid workload:use")];
     let started = server.post("/device/code", &start).await.1;
     let code = [("user_code", text(&started, "user_code"))];
@@ -46,7 +46,7 @@ async fn device(browser: &mut Browser, server: &Server) -> Value {
     tokens
 }
 
-async fn device_goes_on(server: &Server, tokens: &Value) -> bool {
+pub async fn device_goes_on(server: &Server, tokens: &Value) -> bool {
     let form = [
         ("client_id", "tv"),
         ("grant_type", "refresh_token"),
@@ -66,7 +66,7 @@ fn ids(page: &str, path: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn attack_20_signing_out_ends_all_that_this_browser_began() {
+async fn attack_17_signing_out_ends_all_that_this_browser_began() {
     let server = Server::start().await;
     let (mut browser, mut elsewhere) = (Browser::default(), Browser::default());
     let first = tokens(&mut browser, &server).await;

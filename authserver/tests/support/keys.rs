@@ -3,7 +3,7 @@
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::{
     Engine,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -51,6 +51,11 @@ impl SshKey {
         put(&mut blob, pair.public_key().as_ref());
         let line = format!("ssh-ed25519 {}", STANDARD.encode(&blob));
         Self { pair, line, blob }
+    }
+
+    /// `SHA256:<base64>`.
+    pub fn fingerprint(&self) -> String {
+        format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(&self.blob)))
     }
 
     /// As `echo TEXT | ssh-keygen -Y sign -n dormouse-ssh-key` prints it (PROTOCOL.sshsig).
