@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::uri::is_resource;
-use self::uri::{is_key_set_uri, is_redirect_uri};
+use self::uri::{is_key_set_uri, is_redirect_uri, is_same_redirect};
 use crate::{
     config::{ClientConfig, Config},
     issuer::GateHosts,
@@ -266,12 +266,12 @@ impl Client {
         self.profile.name.as_deref().unwrap_or(&self.id)
     }
 
-    /// Compared character by character (RFC 9700, section 2.1).
+    /// Compared character by character (RFC 9700, section 2.1), but for the port on loopback.
     pub fn may_redirect_to(&self, uri: &str, gate: &GateHosts) -> bool {
         match self.kind {
             ClientKind::Gate => gate.is_callback(uri),
             ClientKind::Public | ClientKind::Confidential => {
-                self.redirect_uris.iter().any(|known| known == uri)
+                self.redirect_uris.iter().any(|known| is_same_redirect(known, uri))
             }
         }
     }
@@ -283,6 +283,19 @@ impl Client {
                 self.post_logout_uris.iter().any(|known| known == uri)
             }
         }
+    }
+
+    /// What is left of a grant: of its scopes those that the client may still have.
+    pub fn kept_scope(&self, granted: &str) -> String {
+        scope::allowed(granted, |scope| self.scopes.iter().any(|own| own == scope)).join(" ")
+    }
+
+    /// The same for a grant's audiences. None when it had some of its own and none is left: then it is
+    /// for nobody, and not for the usual one.
+    pub fn kept_resources(&self, granted: &[String]) -> Option<Vec<String>> {
+        let own = |one: &&String| self.profile.resources.contains(one);
+        let kept: Vec<String> = granted.iter().filter(own).cloned().collect();
+        (granted.is_empty() || !kept.is_empty()).then_some(kept)
     }
 
     /// The scopes it gets of those it asks for. The gate is part of Dormouse, so what people do

@@ -83,6 +83,10 @@ pub struct Config {
     #[serde(default = "default_ssh_certificate_lifetime", with = "humantime_serde")]
     #[schemars(with = "String")]
     pub ssh_certificate_lifetime: Duration,
+    /// How long a registered SSH key signs in before it has to be registered again: a day to ten years.
+    #[serde(default = "default_ssh_key_lifetime", with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub ssh_key_lifetime: Duration,
     /// Networks whose `X-Forwarded-For` is believed, in CIDR notation.
     #[serde(default = "loopback")]
     #[schemars(with = "Vec<String>")]
@@ -224,6 +228,10 @@ fn default_access_token_lifetime() -> Duration {
 
 fn default_session_idle() -> Duration {
     Duration::from_secs(12 * 3600)
+}
+
+fn default_ssh_key_lifetime() -> Duration {
+    Duration::from_secs(365 * 24 * 3600)
 }
 
 fn default_session_max() -> Duration {

@@ -62,7 +62,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::JWKS, get(discovery::jwks))
         .route(discovery::AUTHORIZE, get(authorize::authorize).post(authorize::authorize))
         .route(discovery::TOKEN, post(token::token))
-        .route("/consent", post(consent::submit))
+        .route("/consent", get(sign_in::show).post(consent::submit))
         .route(discovery::PUSH, post(push::push))
         .route(discovery::INTROSPECT, post(own_token::introspect))
         .route(discovery::REVOKE, post(own_token::revoke))
@@ -71,22 +71,32 @@ pub(crate) fn router(app: App) -> Router {
         .route(discovery::USERINFO, get(userinfo::userinfo).post(userinfo::userinfo))
         .route(discovery::SIGN_OUT, get(sign_out::ask).post(sign_out::submit))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))
-        .route("/sign-in/passkey", post(passkeys::submit))
+        .route("/sign-in/passkey", get(sign_in::show).post(passkeys::submit))
         .route("/sign-in/passkey/options", post(passkeys::options))
         .route("/sign-in/with/{provider}", get(upstream::begin))
         .route("/sign-in/from/{provider}", get(upstream::finish))
         .route(account::ACCOUNT, get(account::show))
         .route("/account/confirm", get(account::confirm))
-        .route("/account/passkeys", post(account::add))
+        .route("/account/passkeys", get(account::back).post(account::add))
         .route("/account/passkeys/options", post(account::options))
-        .route("/account/passkeys/remove", post(account::remove))
+        .route("/account/passkeys/remove", get(account::back).post(account::remove))
         .route("/account/tokens", get(account::back).post(account::tokens::make))
-        .route("/account/tokens/withdraw", post(account::tokens::withdraw))
+        .route("/account/tokens/withdraw", get(account::back).post(account::tokens::withdraw))
         .route("/account/ssh-keys", get(account::back).post(account::ssh_keys::add))
-        .route("/account/ssh-keys/remove", post(account::ssh_keys::remove))
+        .route("/account/ssh-keys/remove", get(account::back).post(account::ssh_keys::remove))
+        .route("/account/sessions/end", get(account::back).post(account::sessions::end))
+        .route(
+            "/account/sessions/end-others",
+            get(account::back).post(account::sessions::end_others),
+        )
+        .route(
+            "/account/applications/withdraw",
+            get(account::back).post(account::sessions::withdraw),
+        )
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{id}", delete(tokens::revoke))
         .route("/ssh/keys", get(ssh_keys::list).post(ssh_keys::add).delete(ssh_keys::remove))
+        .route("/ssh/keys/challenge", post(ssh_keys::challenge))
         .route("/ssh/keys/{id}", delete(ssh_keys::remove_by_id))
         .route("/ssh/certificate", post(ssh_certificates::certify))
         .route("/ssh/authority", get(ssh_certificates::authority))
@@ -97,6 +107,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/", get(sign_in::home))
         .route("/style.css", get(pages::style))
         .route("/passkeys.js", get(pages::script))
+        .route("/sign-in.js", get(pages::sign_in_script))
         .fallback(error::not_found)
         .layer(
             // As one layer: the router would box each of them, for each request.

@@ -31,6 +31,7 @@ mod server;
 mod signing;
 mod ssh_authority;
 mod ssh_key;
+mod ssh_signature;
 mod store;
 mod throttle;
 

@@ -7,8 +7,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Longest seal that is looked at, in bytes.
-const SEAL_MAX: usize = 16 * 1024;
+/// Longest seal that is looked at, in bytes: of the longest request to sign in, as JSON in base64.
+const SEAL_MAX: usize = 32 * 1024;
 
 /// 256 random bits in base64url: a code, a refresh token, a session's cookie.
 pub struct Secret(String);
@@ -84,6 +84,8 @@ pub enum Purpose {
     PasskeySignIn,
     /// The challenge to a passkey that is added.
     PasskeyRegistration,
+    /// What has to be signed with an SSH key that is registered.
+    SshKey,
 }
 
 /// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256.
@@ -125,6 +127,7 @@ fn message(purpose: Purpose, payload: &[u8]) -> Vec<u8> {
         Purpose::UpstreamVerifier => 21,
         Purpose::PasskeySignIn => 30,
         Purpose::PasskeyRegistration => 31,
+        Purpose::SshKey => 40,
     };
     [&[purpose], payload].concat()
 }

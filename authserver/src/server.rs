@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -19,6 +19,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     address::Cidr,
@@ -38,7 +39,7 @@ use crate::{
     secret::Sealer,
     signing::Keys,
     ssh_authority::SshAuthority,
-    store::{KeyPlan, Refreshes, Store, StoreError, advance},
+    store::{KeyPlan, Refreshes, Standing, Store, StoreError, advance},
     throttle::Throttle,
 };
 
@@ -60,6 +61,13 @@ const KEY_CHECK: Duration = Duration::from_secs(60);
 /// SSH certificates cannot be called back one by one: a working day and some overtime.
 const MIN_CERTIFICATE: Duration = Duration::from_secs(60);
 const MAX_CERTIFICATE: Duration = Duration::from_secs(16 * 3600);
+
+/// How often the other replicas are told that this one is there.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// A key that ends too soon is a nuisance, and one that never ends is forgotten.
+const MIN_SSH_KEY: Duration = Duration::from_secs(24 * 3600);
+const MAX_SSH_KEY: Duration = Duration::from_secs(3653 * 24 * 3600);
 
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
 
@@ -98,9 +106,49 @@ pub(crate) struct Server {
     pub passkeys: RelyingParty,
     pub ssh_authority: SshAuthority,
     pub ssh_certificate_lifetime: Duration,
+    pub ssh_key_lifetime: Duration,
     throttle: Mutex<Throttle>,
     limits: Mutex<Limits>,
+    replica: Replica,
     clock: Clock,
+}
+
+/// This run of this server among its replicas, with the clients of its settings.
+struct Replica {
+    id: String,
+    clients: Vec<Client>,
+    /// Whether it was said that another replica's settings are newer.
+    is_older: AtomicBool,
+}
+
+impl Replica {
+    fn new(clients: Vec<Client>) -> Self {
+        let id = Uuid::new_v4().to_string();
+        Self { id, clients, is_older: AtomicBool::new(false) }
+    }
+
+    /// Says that it is there, and whose clients hold.
+    async fn take_part(
+        &self,
+        store: &Store,
+        starts: bool,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let standing = store.take_part(&self.id, &self.clients, starts, now).await?;
+        let is_older = standing == Standing::Older;
+        if self.is_older.swap(is_older, Ordering::AcqRel) != is_older {
+            if is_older {
+                tracing::warn!(
+                    "another replica has newer settings of clients, so those of this one are not \
+                     applied; to go back to them, stop that replica and start this one again ten \
+                     minutes later, or change any client"
+                );
+            } else {
+                tracing::info!("the clients are those of this replica's settings");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How often things may be asked that cost us something, and that strangers may ask.
@@ -189,6 +237,10 @@ impl Authserver {
             (MIN_CERTIFICATE..=MAX_CERTIFICATE).contains(&config.ssh_certificate_lifetime),
             "ssh_certificate_lifetime must be between one minute and 16 hours"
         );
+        anyhow::ensure!(
+            (MIN_SSH_KEY..=MAX_SSH_KEY).contains(&config.ssh_key_lifetime),
+            "ssh_key_lifetime must be between one day and ten years"
+        );
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         if config.create_master_key
             && let (Some(file), None) = (&config.master_key_file, &config.master_key)
@@ -197,7 +249,8 @@ impl Authserver {
         }
         let (database, master_key) = config.storage()?;
         let store = Store::open_with(&database, master_key).await?;
-        store.set_clients(&clients, clock()).await?;
+        let replica = Replica::new(clients);
+        replica.take_part(&store, true, clock()).await?;
         // Before the keys: a change in between is seen later.
         let key_version = store.key_version().await?;
         let ring = store.key_ring(clock()).await?;
@@ -246,8 +299,10 @@ impl Authserver {
             passkeys: RelyingParty::new(&config.issuer)?,
             ssh_authority,
             ssh_certificate_lifetime: config.ssh_certificate_lifetime,
+            ssh_key_lifetime: config.ssh_key_lifetime,
             throttle: Mutex::default(),
             limits: Mutex::default(),
+            replica,
             clock,
         };
         Ok(Self { app: Arc::new(server), context })
@@ -311,6 +366,7 @@ async fn keep_up(app: App, context: Context) {
     let mut feed = interval(FEED_CHECK);
     let mut clean_up = interval(CLEAN_UP);
     let mut keys = interval(KEY_CHECK);
+    let mut heartbeat = interval(HEARTBEAT);
     // PostgreSQL tells of them; asking is for when that connection is broken.
     let tells = app.store.tells_of_revocations();
     let mut revocations = interval(if tells { FEED_CHECK } else { REVOCATION_CHECK });
@@ -321,6 +377,7 @@ async fn keep_up(app: App, context: Context) {
             _ = feed.tick() => app.check_feed().await,
             _ = revocations.tick() => app.check_revocations().await,
             _ = clean_up.tick() => clean(&app).await,
+            _ = heartbeat.tick() => app.replica.take_part(&app.store, false, app.now()).await,
             _ = keys.tick() => app.store.tend_keys(app.key_plan, app.now()).await,
         };
         let state = done.map_err(|error| {

@@ -51,6 +51,12 @@ impl PublicKey {
         Ok(Self { text: format!("{algorithm} {encoded}"), fingerprint })
     }
 
+    /// From the bytes that are base64 in the line.
+    pub fn of_blob(blob: &[u8]) -> Result<Self, SshKeyError> {
+        let algorithm = Fields(blob).next().and_then(|name| std::str::from_utf8(name).ok());
+        Self::parse(&format!("{} {}", algorithm.unwrap_or("-"), STANDARD.encode(blob)))
+    }
+
     /// `<algorithm> <base64>`.
     pub fn text(&self) -> &str {
         &self.text
@@ -111,10 +117,10 @@ fn bits(mpint: &[u8]) -> usize {
 }
 
 /// Fields with a length of four bytes in front.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
-    fn next(&mut self) -> Option<&'a [u8]> {
+    pub fn next(&mut self) -> Option<&'a [u8]> {
         let (length, rest) = self.0.split_first_chunk::<4>()?;
         let (field, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
         self.0 = rest;

@@ -5,6 +5,7 @@
 //! [`Dialect::pick`] where that is not possible. Tables are made by `migrations/sqlite` and
 //! `migrations/postgres`, under the same numbers.
 
+mod applications;
 mod clients;
 mod devices;
 mod flows;
@@ -18,6 +19,7 @@ mod people;
 mod personal_tokens;
 mod refresh_token;
 mod refreshes;
+mod replicas;
 mod revocations;
 mod rotation;
 mod service_accounts;
@@ -36,6 +38,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 pub use self::{
+    applications::Application,
     clients::ClientEntry,
     devices::{Asked, Lifetimes, NewDevice},
     flows::{Consent, PUSHED_LIFETIME},
@@ -48,19 +51,20 @@ pub use self::{
     personal_tokens::{NewPersonalToken, PersonalToken},
     refresh_token::RefreshToken,
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
-    sessions::{Session, SessionEntry},
-    ssh_keys::SshKey,
+    sessions::{Session, SessionEntry, Whence},
+    ssh_keys::{NewSshKey, SshKey},
     upstreams::{Arrival, Origin, UpstreamRequest},
 };
 pub(crate) use self::{
-    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, revocations::advance,
-    rotation::Exchange,
+    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, replicas::Standing,
+    revocations::advance, rotation::Exchange,
 };
 use crate::{
     client::ClientError,
     database::Database,
     master_key::MasterKey,
     password::{PasswordError, Passwords},
+    secret,
     signing::SigningError,
 };
 
@@ -70,8 +74,22 @@ pub enum StoreError {
     Open { database: Box<Database>, source: io::Error },
     #[error("cannot connect to the database {database}: {source}")]
     Connect { database: Box<Database>, source: sqlx::Error },
-    #[error("the database {database} was written by another version: {source}")]
+    #[error(
+        "cannot open the database {database}: {source}; SQLite makes two more files beside it, so its \
+         folder has to be writable: mount a volume there"
+    )]
+    Folder { database: Box<Database>, source: sqlx::Error },
+    #[error(
+        "the database {database} was written by another version, whose tables are not ours: {source}"
+    )]
     Migrate { database: Box<Database>, source: sqlx::migrate::MigrateError },
+    #[error("cannot bring the tables of the database {database} up to date: {source}")]
+    Upgrade { database: Box<Database>, source: sqlx::migrate::MigrateError },
+    #[error(
+        "the database {database} needs a newer version of this program: one that knows migration \
+         {needed}, and this one knows {known}; start the newer version, or restore a backup of before"
+    )]
+    TooNew { database: Box<Database>, needed: i64, known: i64 },
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
     #[error("the database holds something unreadable: {0}")]
@@ -120,6 +138,9 @@ pub enum StoreError {
     #[error("there are {0} already; remove one first")]
     TooMany(&'static str),
 }
+
+/// How long lies between two calls of [`Store::clean_up`] at most, in seconds, with some to spare.
+const CLEAN_UP_EVERY: i64 = 20 * 60;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -220,6 +241,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
+        self.clean_up_ssh_keys(CLEAN_UP_EVERY, now).await?;
         self.clean_up_upstreams(Timestamp::from_second(now).unwrap_or_default()).await
     }
 }
@@ -239,6 +261,11 @@ fn list(json: &str) -> Result<Vec<String>, StoreError> {
 
 fn to_json(list: &[String]) -> String {
     serde_json::Value::from(list.to_vec()).to_string()
+}
+
+/// SHA-256 in hexadecimal.
+fn hex_digest(text: &str) -> String {
+    secret::hex(&secret::digest(text))
 }
 
 /// A label that a person gives to a token or a key.

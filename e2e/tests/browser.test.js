@@ -48,6 +48,40 @@ test('the sign-in page fits a phone', needsBrowser, async () => {
   });
 });
 
+test('what follows # is still there after signing in, also when the password was mistyped', needsBrowser, async () => {
+  await withPage(browser, 'fragment', {}, async (page) => {
+    const url = `${instance.url('echo')}runs?x=1#/experiments/7`;
+    await page.goto(url);
+    await fillSignIn(page, { name: 'alice', password: 'not the password' });
+    await page.getByRole('alert').waitFor();
+    await fillSignIn(page, alice);
+    await page.waitForURL((now) => now.hostname === new URL(url).hostname);
+    assert.equal(page.url(), url);
+  });
+});
+
+test('the account page lists where somebody is signed in, fits a phone and needs no JavaScript', needsBrowser, async () => {
+  const phone = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, javaScriptEnabled: false };
+  const account = `${instance.ready.issuer.replace(/\/$/, '')}/account`;
+  await withPage(browser, 'account-elsewhere', {}, async (elsewhere) => {
+    await elsewhere.goto(account);
+    await fillSignIn(elsewhere, alice);
+    await elsewhere.getByText('(this browser)').waitFor();
+    await withPage(browser, 'account-phone', phone, async (page) => {
+      await page.goto(account);
+      await fillSignIn(page, alice);
+      const others = page.locator('form[action="/account/sessions/end-others"] button');
+      const { height } = await others.boundingBox();
+      assert.ok(height >= 40, `a finger hits a button of ${height}`);
+      await others.click();
+      await page.getByText('(this browser)').waitFor();
+      assert.equal(await others.count(), 0, 'nobody else is left');
+    });
+    await elsewhere.reload();
+    await elsewhere.locator('input[type=password]').waitFor();
+  });
+});
+
 test('a wrong password says so and asks again', needsBrowser, async () => {
   await withPage(browser, 'wrong-password', {}, async (page) => {
     await page.goto(instance.url('echo'));

@@ -12,6 +12,7 @@ import { request } from '../support/client.js';
 import { until } from '../support/deadline.js';
 import { freePort, sharedInstance, temporaryFolder } from '../support/instance.js';
 import { SshHome } from '../support/openssh.js';
+import { signIn } from '../support/web_session.js';
 import { Terminal } from '../support/terminal.js';
 
 const instance = await sharedInstance();
@@ -144,18 +145,34 @@ test('a registered public key signs in, and a removed one no longer', withSsh, a
   const before = await byKey.exec('echo in');
   assert.equal(before.code, 255, 'a key that nobody registered is refused');
 
+  const account = `${instance.ready.issuer.replace(/\/$/, '')}/account`;
   const keys = `${instance.ready.issuer.replace(/\/$/, '')}/ssh/keys`;
   const token = instance.token('alice');
-  const body = JSON.stringify({ name: 'e2e', public_key: readFileSync(`${identity}.pub`, 'utf8').trim() });
-  const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) };
-  const registered = await request(instance, keys, { method: 'POST', token, headers, body });
-  assert.ok([200, 201].includes(registered.status), `${registered.status} ${registered.text}`);
+  const leaked = await request(instance, `${keys}/challenge`, { method: 'POST', token });
+  assert.equal(leaked.status, 403, 'a personal token alone registers no key');
+
+  // As the account page says: run its command, and paste what it prints.
+  const { session, page } = await signIn(instance, 'alice', account);
+  const [, text, namespace] = /<code>echo (\S+) \| ssh-keygen -Y sign -n (\S+) -f/.exec(page.text);
+  const challenge = /name="challenge" value="([^"]+)"/.exec(page.text)[1];
+  const signed = await run('ssh-keygen', ['-Y', 'sign', '-n', namespace, '-f', identity], { input: `${text}\n` });
+  assert.equal(signed.code, 0, signed.stderr);
+  const body = new URLSearchParams({ name: 'e2e', challenge, signature: signed.stdout }).toString();
+  const headers = {
+    'content-type': 'application/x-www-form-urlencoded',
+    'content-length': Buffer.byteLength(body),
+    origin: new URL(account).origin,
+  };
+  const registered = await session.open(`${account}/ssh-keys`, { method: 'POST', headers, body });
+  assert.match(registered.text, /e2e<\/strong>/);
+  assert.match(registered.text, /Ends <time>/);
 
   await until('the key to be let in', async () => (await byKey.exec('echo in')).stdout === 'in\n');
   const { code } = await byKey.exec('exit 7');
   assert.equal(code, 7);
 
-  const id = registered.json().id ?? registered.json().fingerprint;
+  const listed = await request(instance, keys, { token });
+  const { id } = listed.json().keys.find(({ name }) => name === 'e2e');
   const removed = await request(instance, `${keys}/${encodeURIComponent(id)}`, { method: 'DELETE', token });
   assert.ok([200, 204].includes(removed.status), `${removed.status} ${removed.text}`);
   await until('the key to be refused', async () => (await byKey.exec('echo in')).code === 255);

@@ -28,7 +28,10 @@ impl Gate {
         if !is_sound(algorithm) {
             return None;
         }
-        self.registered.borrow().find(key).cloned()
+        let (registered, now) = (self.registered.borrow(), Timestamp::now());
+        let identity = registered.find(key, now)?;
+        registered.note_use(identity, now);
+        Some(identity.clone())
     }
 
     /// Must only be believed after the signature has been verified, with an algorithm for which
@@ -46,7 +49,8 @@ impl Gate {
     pub fn may_offer(&self, key: &PublicKey, algorithm: &Algorithm) -> bool {
         let registered = self.registered.borrow();
         is_sound(algorithm)
-            && (registered.certified.is_possible() || registered.find(key).is_some())
+            && (registered.certified.is_possible()
+                || registered.find(key, Timestamp::now()).is_some())
     }
 }
 

@@ -1,9 +1,9 @@
 //! The public keys that people have registered, and whom certificates may name: a snapshot, followed
-//! by a long poll.
+//! by a long poll. When each key was used last is told once a minute.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -12,7 +12,10 @@ use domain::{
     name::UserName,
 };
 use jiff::Timestamp;
-use runtime::service::Context;
+use runtime::{
+    service::Context,
+    token_uses::{REPORT_MAX, Report, Use},
+};
 use russh::keys::{HashAlg, PublicKey};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -27,11 +30,41 @@ const LIST_MAX: usize = 64 << 20;
 
 const COMPONENT: &str = "ssh-keys";
 
+/// How often the authserver is told of uses, and where: beside the list.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+const TOLD_AT: &str = "/internal/token-uses";
+
 /// People by the fingerprint of their key.
 #[derive(Debug, Default)]
 pub struct Registered {
     people: HashMap<String, Option<Arc<Identity>>>,
     pub certified: Certified,
+    uses: Uses,
+}
+
+/// Seconds of the last uses that the authserver has not been told of, by fingerprint: no more than
+/// there are keys. Shared by a snapshot and its successors.
+#[derive(Debug, Clone, Default)]
+struct Uses(Arc<Mutex<HashMap<String, i64>>>);
+
+impl Uses {
+    fn note(&self, fingerprint: &str, now: Timestamp) {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.insert(fingerprint.to_owned(), now.as_second());
+    }
+
+    fn take(&self) -> Vec<Use> {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.drain().map(|(id, at)| Use { id, at }).collect()
+    }
+
+    /// Those that could not be told, unless there are later ones.
+    fn put_back(&self, untold: Vec<Use>) {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for Use { id, at } in untold {
+            uses.entry(id).or_insert(at);
+        }
+    }
 }
 
 pub fn fingerprint(key: &PublicKey) -> String {
@@ -39,8 +72,15 @@ pub fn fingerprint(key: &PublicKey) -> String {
 }
 
 impl Registered {
-    pub fn find(&self, key: &PublicKey) -> Option<&Arc<Identity>> {
-        self.people.get(&fingerprint(key)).and_then(Option::as_ref)
+    /// Whose key it is, unless its time is over.
+    pub fn find(&self, key: &PublicKey, now: Timestamp) -> Option<&Arc<Identity>> {
+        let person = self.people.get(&fingerprint(key)).and_then(Option::as_ref)?;
+        (person.credential.expires_at > now).then_some(person)
+    }
+
+    /// Somebody signed in with the key.
+    pub fn note_use(&self, identity: &Identity, now: Timestamp) {
+        self.uses.note(&identity.credential.id, now);
     }
 
     /// Does what proved this identity still stand for the same person, in all the groups of before?
@@ -58,7 +98,7 @@ impl Registered {
 
     /// Fingerprints are computed here and not believed. A key that two people registered proves
     /// neither; an entry that makes no sense is passed over.
-    fn from_list(list: List) -> Self {
+    fn from_list(list: List, uses: Uses) -> Self {
         let mut people: HashMap<String, Option<Arc<Identity>>> = HashMap::new();
         for key in &list.keys {
             let Ok(public) = PublicKey::from_openssh(&key.public_key) else { continue };
@@ -72,7 +112,11 @@ impl Registered {
                     kind: CredentialKind::SshKey,
                     id: id.clone(),
                     session: None,
-                    expires_at: Timestamp::MAX,
+                    // An older authserver names no end.
+                    expires_at: key
+                        .expires_at
+                        .and_then(|end| Timestamp::from_second(end).ok())
+                        .unwrap_or(Timestamp::MAX),
                     scopes: Vec::new(),
                     workload: None,
                 },
@@ -88,7 +132,7 @@ impl Registered {
                 }
             }
         }
-        Self { people, certified: Certified::new(&list.authorities, list.people) }
+        Self { people, certified: Certified::new(&list.authorities, list.people), uses }
     }
 }
 
@@ -112,6 +156,9 @@ struct Key {
     email: Option<String>,
     #[serde(default)]
     groups: Vec<String>,
+    /// Seconds since the epoch.
+    #[serde(default)]
+    expires_at: Option<i64>,
 }
 
 /// Where the list is, and who asks for it.
@@ -135,20 +182,48 @@ enum FeedError {
 /// Follows the list until the shutdown. What was last heard stays in use while the auth server does
 /// not answer.
 pub fn follow(feed: Feed, ctx: &Context) -> watch::Receiver<Arc<Registered>> {
-    let (sender, receiver) = watch::channel(Arc::new(Registered::default()));
+    let uses = Uses::default();
+    let first = Registered { uses: uses.clone(), ..Registered::default() };
+    let (sender, receiver) = watch::channel(Arc::new(first));
     ctx.health.set(COMPONENT, Err("the registered keys are not loaded yet".to_owned()));
     let ctx = ctx.clone();
     tokio::spawn(async move {
         let shutdown = ctx.shutdown.clone();
         tokio::select! {
-            () = poll(&feed, &sender, &ctx) => {}
+            () = poll(&feed, &sender, &uses, &ctx) => {}
+            () = report(&feed, &uses) => {}
             () = shutdown.cancelled() => {}
         }
     });
     receiver
 }
 
-async fn poll(feed: &Feed, sender: &watch::Sender<Arc<Registered>>, ctx: &Context) {
+/// Tells the authserver of uses. What cannot be told is told with the next report.
+async fn report(feed: &Feed, uses: &Uses) {
+    let mut url = feed.url.clone();
+    url.set_path(TOLD_AT);
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        let mut untold = uses.take();
+        while !untold.is_empty() {
+            let rest = untold.split_off(untold.len().min(REPORT_MAX));
+            let report = Report { uses: untold };
+            let request = feed.http.post(url.clone()).json(&report).timeout(HOLD);
+            let request = request.basic_auth(&feed.client_id, Some(&feed.client_secret));
+            let told = request.send().await.and_then(reqwest::Response::error_for_status);
+            if let Err(error) = told {
+                let error = runtime::http::whole(&error);
+                tracing::info!(error, "uses of SSH keys are told later");
+                uses.put_back(report.uses);
+                uses.put_back(rest);
+                break;
+            }
+            untold = rest;
+        }
+    }
+}
+
+async fn poll(feed: &Feed, sender: &watch::Sender<Arc<Registered>>, uses: &Uses, ctx: &Context) {
     let mut version = None;
     let mut pause = Duration::from_secs(1);
     loop {
@@ -157,7 +232,7 @@ async fn poll(feed: &Feed, sender: &watch::Sender<Arc<Registered>>, ctx: &Contex
                 ctx.health.set(COMPONENT, Ok(()));
                 if version != Some(list.version) {
                     version = Some(list.version);
-                    sender.send_replace(Arc::new(Registered::from_list(list)));
+                    sender.send_replace(Arc::new(Registered::from_list(list, uses.clone())));
                     pause = Duration::from_secs(1);
                     continue;
                 }
@@ -202,7 +277,32 @@ mod tests {
 
     fn list(keys: serde_json::Value) -> Registered {
         let list = serde_json::from_value(json!({"version": 1, "keys": keys})).unwrap();
-        Registered::from_list(list)
+        Registered::from_list(list, Uses::default())
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn attack_19_a_key_whose_time_is_over_stands_for_nobody() {
+        let key = generate();
+        let entry = json!({
+            "public_key": key.public_key().to_openssh().unwrap(), "subject": "s", "user": "alice",
+            "expires_at": 1000,
+        });
+        let found = list(json!([entry]));
+        let alice = found.find(key.public_key(), at(999)).unwrap().clone();
+        assert_eq!(alice.credential.expires_at, at(1000));
+        assert!(found.find(key.public_key(), at(1000)).is_none());
+        // Told once, and again when that failed.
+        found.note_use(&alice, at(500));
+        let told = found.uses.take();
+        assert_eq!((told.len(), told[0].at), (1, 500));
+        assert!(found.uses.take().is_empty());
+        found.note_use(&alice, at(600));
+        found.uses.put_back(told);
+        assert_eq!(found.uses.take()[0].at, 600);
     }
 
     #[test]
@@ -217,10 +317,10 @@ mod tests {
             })
         };
         let found = list(json!([entry(&one, "alice"), entry(&two, "alice"), entry(&two, "bob")]));
-        let alice = found.find(one.public_key()).unwrap();
+        let alice = found.find(one.public_key(), at(0)).unwrap();
         assert_eq!((alice.user.as_str(), alice.groups.as_slice()), ("alice", &["ml".into()][..]));
         assert!(found.still_proves(alice));
-        assert!(found.find(two.public_key()).is_none(), "registered by two people");
+        assert!(found.find(two.public_key(), at(0)).is_none(), "registered by two people");
         assert!(!list(json!([entry(&one, "bob")])).still_proves(alice));
         assert!(!list(json!([])).still_proves(alice));
     }

@@ -1,6 +1,7 @@
 //! The page where people see to their own account: passkeys, access tokens and SSH keys are added
 //! and removed there.
 
+pub(super) mod sessions;
 pub(super) mod ssh_keys;
 pub(super) mod tokens;
 
@@ -23,7 +24,7 @@ use super::{
     pages::{self, AccountPage, PasskeyLine},
     params::Params,
     passkeys::{Challenge, check_script},
-    sign_in::{self, Next, check_origin, form_cookie},
+    sign_in::{self, Next, Retry, check_origin, form_cookie},
 };
 use crate::{
     passkey::PasskeyError,
@@ -86,7 +87,13 @@ impl FromRequestParts<App> for Visitor {
         check_origin(app, &parts.headers).map_err(IntoResponse::into_response)?;
         let session = authorize::session(app, &parts.headers, caller.now).await;
         let session = session.map_err(|error| PageError::from(error).into_response())?;
-        let session = session.ok_or_else(|| authorize::see_other(ACCOUNT))?;
+        let Some(session) = session else {
+            // What they sent is lost, and is not kept for whoever signs in next.
+            let problem = "You are not signed in any more. Sign in, then repeat that.";
+            let retry = Retry { status: StatusCode::FORBIDDEN, name: "", problem };
+            let next = &Next::Account;
+            return Err(sign_in::page(app, &parts.headers, caller.now, next, retry));
+        };
         Ok(Self { app: app.clone(), caller, headers: parts.headers.clone(), session })
     }
 }
@@ -248,6 +255,8 @@ async fn page(
 ) -> Result<Response, PageError> {
     let own_tokens = tokens::lines(app, session, caller.now).await?;
     let own_keys = app.store.ssh_keys(&session.person.subject).await?;
+    let own_sessions = sessions::lines(app, session, caller.now).await?;
+    let applications = sessions::applications(app, session, caller.now).await?;
     let local = may_have_passkeys(app, session).await?;
     let passkeys = app.store.passkeys(&session.person.subject).await?;
     let lines = passkeys.iter().map(|passkey| PasskeyLine {
@@ -265,11 +274,12 @@ async fn page(
         fresh: is_fresh(session, caller.now),
         confirm: CONFIRM,
         passkeys: lines.collect(),
+        sessions: own_sessions,
+        applications,
         tokens: own_tokens,
         new_token: tokens::NewToken::new(app, answer.token),
-        keys: own_keys.into_iter().map(ssh_keys::Line::from).collect(),
-        new_key_opened: answer.key.is_some(),
-        new_key: answer.key.unwrap_or_default(),
+        keys: own_keys.into_iter().map(|key| ssh_keys::Line::new(key, caller.now)).collect(),
+        new_key: ssh_keys::NewKey::new(app, session, answer.key, caller.now),
         problem: &answer.problem,
     };
     let mut response = pages::scripted_form(answer.status, &page, None);
@@ -283,13 +293,18 @@ async fn may_have_passkeys(app: &Server, session: &Session) -> Result<bool, Stor
     Ok(app.federation.local && app.store.may_have_passkeys(&session.person.subject).await?)
 }
 
-fn is_fresh(session: &Session, now: Timestamp) -> bool {
+pub(super) fn is_fresh(session: &Session, now: Timestamp) -> bool {
     now.as_second() - session.signed_in_at.as_second() < FRESH
 }
 
 /// `2026-11-24`, in UTC.
 fn day(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d").to_string()
+}
+
+/// `2026-11-24 09:30 UTC`
+fn minute(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
 fn record(app: &Server, caller: Caller, session: &Session, did: &str, name: &str) {

@@ -15,8 +15,11 @@ use crate::{
     store::Session,
 };
 
-/// Longest query that is looked at: the sign-in form carries it.
-pub(super) const QUERY_MAX: usize = 6 * 1024;
+/// Longest query that is looked at: the sign-in form carries it, and the gate's has in it where the
+/// person wanted to go.
+pub(super) const QUERY_MAX: usize = 16 * 1024;
+/// Longest part behind `#` that is carried along.
+const FRAGMENT_MAX: usize = 2 * 1024;
 /// Longest `nonce`: it is stored.
 const NONCE_MAX: usize = 512;
 /// What a pushed request's reference begins with (RFC 9126, section 2.2).
@@ -27,6 +30,24 @@ pub(super) const PUSHED: &str = "urn:ietf:params:oauth:request_uri:";
 pub(super) struct Query {
     pub text: String,
     pub pushed: bool,
+    /// What followed `#` where the person wanted to go, without the `#`; empty for nothing. A browser
+    /// takes it along from one redirect to the next and drops it at a form.
+    pub fragment: String,
+}
+
+impl Query {
+    pub fn new(text: String, pushed: bool) -> Self {
+        Self { text, pushed, fragment: String::new() }
+    }
+}
+
+/// What a page says that followed `#`, if it can stand in an address.
+pub(super) fn fragment(text: Option<&str>) -> String {
+    let text = text.unwrap_or_default();
+    let text = text.strip_prefix('#').unwrap_or(text);
+    let plain =
+        text.len() <= FRAGMENT_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if plain { text.to_owned() } else { String::new() }
 }
 
 /// A request whose client and redirect URI are known to belong together.
@@ -84,7 +105,7 @@ pub(super) async fn resolve(app: &Server, text: &str, now: Timestamp) -> Result<
     let params = Params::parse(text.as_bytes());
     let reference = params.get("request_uri").and_then(|uri| uri.strip_prefix(PUSHED));
     let (Some(reference), Some(client_id)) = (reference, params.get("client_id")) else {
-        return Ok(Query { text: text.to_owned(), pushed: false });
+        return Ok(Query::new(text.to_owned(), false));
     };
     let pushed = app.store.pushed_request(reference, client_id, now).await?;
     let text = pushed.ok_or_else(|| {
@@ -92,7 +113,7 @@ pub(super) async fn resolve(app: &Server, text: &str, now: Timestamp) -> Result<
             "The request to sign in has expired. Go back to the application and start again.",
         )
     })?;
-    Ok(Query { text, pushed: true })
+    Ok(Query::new(text, true))
 }
 
 pub(super) async fn read(app: &Server, query: Query) -> Result<AuthorizationRequest, Refusal> {
@@ -257,6 +278,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_follows_the_hash_is_carried_if_it_can_stand_in_an_address() {
+        assert_eq!(fragment(Some("#/experiments/7")), "/experiments/7");
+        assert_eq!(fragment(Some("a=1&b=%20")), "a=1&b=%20");
+        for none in
+            [None, Some(""), Some("#"), Some("a b"), Some("a\r\nSet-Cookie: x"), Some("#a#b")]
+        {
+            assert_eq!(fragment(none), "", "{none:?}");
+        }
+        assert_eq!(fragment(Some(&"x".repeat(FRAGMENT_MAX + 1))), "");
+    }
 
     #[test]
     fn prompts() {

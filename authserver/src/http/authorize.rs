@@ -17,6 +17,7 @@ use super::{
     sign_in,
 };
 use crate::{
+    client::ClientKind,
     server::{App, Server},
     store::{NewCode, Session, StoreError},
 };
@@ -126,6 +127,7 @@ impl AuthorizationRequest {
             nonce: self.nonce.as_deref(),
         };
         let code = app.store.issue_code(code, caller.now).await?;
+        app.store.place_grant(&code, caller.address).await?;
         app.store.set_code_resources(&code, &self.resources).await?;
         app.audit.record(
             caller.now,
@@ -144,7 +146,12 @@ impl AuthorizationRequest {
             ("state", self.state.as_deref()),
             ("iss", Some(app.issuer.as_str())),
         ];
-        Ok(see_other(&with_query(&self.redirect_uri, &fields)))
+        let mut location = with_query(&self.redirect_uri, &fields);
+        // The gate goes on to where the person wanted to go, and the browser takes this along.
+        if self.client.kind == ClientKind::Gate && !self.query.fragment.is_empty() {
+            location = format!("{location}#{}", self.query.fragment);
+        }
+        Ok(see_other(&location))
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     error::PageError,
     pages,
     params::Params,
-    sign_in::{check_origin, form_cookie, is_browser, seal},
+    sign_in::{self, Next, check_origin, form_cookie, is_browser, seal},
 };
 use crate::{
     scope,
@@ -35,6 +35,8 @@ struct Ticket {
     session: String,
     query: String,
     pushed: bool,
+    #[serde(default)]
+    fragment: String,
     expires_at: i64,
 }
 
@@ -65,6 +67,7 @@ pub(super) fn page(
         session: session.id.clone(),
         query: request.query.text.clone(),
         pushed: request.query.pushed,
+        fragment: request.query.fragment.clone(),
         expires_at: now.as_second() + TICKET_LIFETIME,
     };
     let ticket = seal(app, Purpose::Consent, &ticket);
@@ -98,14 +101,23 @@ pub(super) async fn submit(
         .get("ticket")
         .and_then(|sealed| app.sealer.open(Purpose::Consent, sealed))
         .and_then(|bytes| serde_json::from_slice::<Ticket>(&bytes).ok())
-        .filter(|ticket| is_browser(&headers, &ticket.browser))
-        .filter(|ticket| ticket.expires_at > caller.now.as_second());
-    let (Some(ticket), Some(session)) = (ticket, session) else { return Err(stale().into()) };
-    if ticket.session != session.id {
+        .filter(|ticket| is_browser(&headers, &ticket.browser));
+    let Some(Ticket { query, pushed, fragment, session: asked, expires_at, .. }) = ticket else {
         return Err(stale().into());
-    }
-    let query = Query { text: ticket.query, pushed: ticket.pushed };
-    let request = read(&app, query).await?;
+    };
+    let request = read(&app, Query { text: query, pushed, fragment }).await?;
+    let session = match session {
+        Some(session) if session.id == asked && expires_at > caller.now.as_second() => session,
+        // The session is over, or another one, or the page was open for long: what it was about is
+        // asked again.
+        Some(session) if request.is_satisfied_by(&session, caller.now) => {
+            return request.proceed(&app, &headers, &session, caller).await;
+        }
+        _ => {
+            let next = Next::Authorize(Box::new(request));
+            return Ok(sign_in::begin(&app, &headers, caller, &next).await?);
+        }
+    };
     // Whatever is not a clear yes is a no.
     let agreed = form.get("decision") == Some("allow");
     let event = Event {
@@ -123,7 +135,7 @@ pub(super) async fn submit(
     }
     let consent = Consent { scope: request.scope.clone(), resources: request.resources.clone() };
     let (subject, client) = (&session.person.subject, &request.client.id);
-    app.store.set_consent(subject, client, &consent, caller.now).await?;
+    app.store.set_consent(subject, client, &consent, caller.address, caller.now).await?;
     Ok(request.grant(&app, &session, caller).await?)
 }
 

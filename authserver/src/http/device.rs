@@ -152,7 +152,10 @@ pub(super) async fn submit(
     check_origin(&app, &headers)?;
     let form = Params::parse(&form);
     let Some(session) = authorize::session(&app, &headers, caller.now).await? else {
-        return sign_in::begin(&app, &headers, caller, &Next::Device(String::new())).await;
+        // Signed out meanwhile: the code is there again after signing in.
+        let code = form.get("ticket").and_then(|sealed| opened(&app, &headers, sealed));
+        let code = code.map_or_else(|| typed(&form), |ticket| ticket.code);
+        return sign_in::begin(&app, &headers, caller, &Next::Device(code)).await;
     };
     if let Some(sealed) = form.get("ticket") {
         return decide(&app, caller, &headers, &session, sealed, form.get("decision")).await;
@@ -204,6 +207,19 @@ pub(super) async fn submit(
     Ok(response)
 }
 
+/// The code in the form, as it is shown again.
+fn typed(form: &Params) -> String {
+    let code = form.get("user_code").and_then(UserCode::parse);
+    code.map(|code| code.to_string()).unwrap_or_default()
+}
+
+/// The ticket, if it was given to this browser.
+fn opened(app: &Server, headers: &HeaderMap, sealed: &str) -> Option<Ticket> {
+    let bytes = app.sealer.open(Purpose::DeviceLogin, sealed)?;
+    let ticket: Ticket = serde_json::from_slice(&bytes).ok()?;
+    is_browser(headers, &ticket.browser).then_some(ticket)
+}
+
 fn entry(session: &Session, status: StatusCode, code: &str, problem: &str) -> Response {
     let page = pages::DeviceCodePage { name: session.person.name.as_str(), code, problem };
     pages::form(status, &page, None)
@@ -218,13 +234,12 @@ async fn decide(
     decision: Option<&str>,
 ) -> Result<Response, PageError> {
     let damaged = || PageError::bad_request("This form is damaged. Enter the code again.");
-    let ticket: Ticket = app
-        .sealer
-        .open(Purpose::DeviceLogin, sealed)
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .filter(|ticket: &Ticket| is_browser(headers, &ticket.browser))
-        .filter(|ticket| ticket.session == session.id)
-        .ok_or_else(damaged)?;
+    let ticket = opened(app, headers, sealed).ok_or_else(damaged)?;
+    if ticket.session != session.id {
+        let text =
+            "You have signed in again since that page was opened. Look at the device once more.";
+        return Ok(entry(session, StatusCode::CONFLICT, &ticket.code, text));
+    }
     let code = UserCode::parse(&ticket.code).ok_or_else(damaged)?;
     // Whatever is not a clear yes is a no.
     let decision = if decision == Some("approve") { Decision::Approved } else { Decision::Denied };

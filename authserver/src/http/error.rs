@@ -54,7 +54,12 @@ pub(super) fn try_again_in(response: &mut Response, seconds: impl TryInto<u64>) 
 
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
-        let mut response = pages::message(self.status, self.title, &self.text, None);
+        let mut response = pages::message(
+            self.status,
+            self.title,
+            &self.text,
+            Some(("/", "Go to the start page")),
+        );
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             try_again_in(&mut response, 5);
         }

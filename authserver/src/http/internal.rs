@@ -52,7 +52,7 @@ pub(super) async fn ssh_keys(
         _ = timeout(HOLD, other) => {}
         () = app.shutdown.cancelled() => {}
     }
-    let (version, keys, people) = app.store.ssh_feed().await.map_err(failed)?;
+    let (version, keys, people) = app.store.ssh_feed(app.now()).await.map_err(failed)?;
     let document = json!({
         "version": version, "keys": keys,
         // Whose certificates to believe, and about whom.
@@ -61,7 +61,7 @@ pub(super) async fn ssh_keys(
     Ok(Json(document).into_response())
 }
 
-/// Which personal tokens a gateway has seen, and when.
+/// Which personal tokens and SSH keys (by their fingerprints) a gateway has seen, and when.
 pub(super) async fn token_uses(
     State(app): State<App>,
     headers: HeaderMap,
@@ -69,9 +69,12 @@ pub(super) async fn token_uses(
 ) -> Result<StatusCode, Response> {
     check_gate(&app, &headers).await?;
     let body = body.map_err(|error| ApiError::BadRequest(error.body_text()).into_response())?;
-    let uses: Vec<_> =
-        body.0.uses.into_iter().take(REPORT_MAX).map(|one| (one.id, one.at)).collect();
-    let noted = app.store.note_token_uses(&uses, app.now()).await;
-    noted.map_err(|error| ApiError::from(error).into_response())?;
+    let uses = body.0.uses.into_iter().take(REPORT_MAX).map(|one| (one.id, one.at));
+    let (keys, tokens): (Vec<_>, Vec<_>) = uses.partition(|(id, _)| id.starts_with("SHA256:"));
+    let note = async {
+        app.store.note_token_uses(&tokens, app.now()).await?;
+        app.store.note_key_uses(&keys, app.now()).await
+    };
+    note.await.map_err(|error| ApiError::from(error).into_response())?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -201,6 +201,13 @@ pub(super) async fn exchange(
     if !is_alive(app, &claims, caller.now).await? {
         return Err(invalid("subject_token was withdrawn"));
     }
+    // What was taken from the client meanwhile is in no new token.
+    claims.scope = match party {
+        Party::Client(client) => client.kept_scope(&claims.scope),
+        Party::Service(account) => {
+            scope::allowed(&claims.scope, |one| scope::contains(&account.scopes, one)).join(" ")
+        }
+    };
     if let Some(requested) = form.get("scope") {
         let narrower = scope::allowed(requested, |one| scope::contains(&claims.scope, one));
         if narrower.len() != requested.split_ascii_whitespace().count() {

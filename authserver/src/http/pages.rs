@@ -1,4 +1,5 @@
-//! The pages that people see: one style sheet, and one script that nothing but passkeys needs.
+//! The pages that people see: one style sheet, a script that nothing but passkeys needs, and one that
+//! keeps what follows `#` in an address.
 
 use askama::Template;
 use axum::{
@@ -7,7 +8,7 @@ use axum::{
 };
 use url::Url;
 
-use super::account::{ssh_keys, tokens};
+use super::account::{sessions, ssh_keys, tokens};
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
@@ -34,6 +35,8 @@ pub(super) struct ProviderLink<'a> {
 #[template(path = "sign_out.html")]
 pub(super) struct SignOutPage<'a> {
     pub name: &'a str,
+    /// That end with it.
+    pub devices: &'a [String],
     pub ticket: &'a str,
 }
 
@@ -88,12 +91,12 @@ pub(super) struct AccountPage<'a> {
     /// Where to go when not.
     pub confirm: &'a str,
     pub passkeys: Vec<PasskeyLine<'a>>,
+    pub sessions: Vec<sessions::Line>,
+    pub applications: Vec<sessions::ApplicationLine>,
     pub tokens: Vec<tokens::Line>,
     pub new_token: tokens::NewToken,
     pub keys: Vec<ssh_keys::Line>,
-    pub new_key: ssh_keys::Form,
-    /// Whether the form for it is shown at once.
-    pub new_key_opened: bool,
+    pub new_key: ssh_keys::NewKey,
     pub problem: &'a str,
 }
 
@@ -147,10 +150,20 @@ pub(super) async fn style() -> Response {
 
 const SCRIPT: &str = include_str!("../../assets/passkeys.js");
 
+const SIGN_IN_SCRIPT: &str = include_str!("../../assets/sign-in.js");
+
 pub(super) async fn script() -> Response {
+    javascript(SCRIPT)
+}
+
+pub(super) async fn sign_in_script() -> Response {
+    javascript(SIGN_IN_SCRIPT)
+}
+
+fn javascript(text: &'static str) -> Response {
     let kind = "text/javascript; charset=utf-8";
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")];
-    (headers, SCRIPT).into_response()
+    (headers, text).into_response()
 }
 
 /// A page with a form that is sent to us. A browser applies `form-action` to where the answer

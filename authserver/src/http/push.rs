@@ -52,7 +52,7 @@ pub(super) async fn push(
     if query.len() > QUERY_MAX {
         return Err(invalid("the request is too long"));
     }
-    let read = read(&app, Query { text: query.clone(), pushed: true }).await;
+    let read = read(&app, Query::new(query.clone(), true)).await;
     read.map_err(|refusal| match refusal {
         Refusal::Redirect { error, text, .. } => OAuthError::new(error, text),
         Refusal::Page(page) if page.status == StatusCode::BAD_REQUEST => {

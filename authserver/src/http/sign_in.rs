@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Caller, account,
     attempt::{Attempt, device},
-    authorization_request::{self, AuthorizationRequest, Query},
+    authorization_request::{self, AuthorizationRequest, Query, fragment},
     authorize, cookie,
     discovery::DEVICE_PAGE,
     error::PageError,
@@ -29,14 +29,18 @@ use crate::{
     password::PASSWORD_MAX,
     secret::{self, Purpose, Secret},
     server::{App, Server},
-    store::{Person, Session},
+    store::{Person, Session, Whence},
 };
 
-/// How long a sign-in page may stay open.
-const TICKET_LIFETIME: i64 = 3600;
+/// How long a sign-in page may stay open, in seconds. The gate remembers for as long where the person
+/// wanted to go (`LOGIN_SECONDS` there): a page that was opened in the morning is good in the evening.
+const TICKET_LIFETIME: i64 = 24 * 3600;
 
 /// How long a browser is remembered, in seconds.
 const DEVICE_LIFETIME: i64 = 180 * 24 * 3600;
+
+/// Longest name of a browser that is kept, in characters.
+const AGENT_MAX: usize = 300;
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Ticket {
@@ -74,6 +78,8 @@ pub(super) enum Goal {
     Authorize {
         query: String,
         pushed: bool,
+        #[serde(default)]
+        fragment: String,
     },
     /// The code of a device that waits, or nothing.
     Device(String),
@@ -92,8 +98,8 @@ impl Next {
     pub async fn read(app: &Server, goal: Goal) -> Result<Self, authorize::Refusal> {
         Ok(match goal {
             Goal::Home => Self::Home,
-            Goal::Authorize { query, pushed } => {
-                let query = Query { text: query, pushed };
+            Goal::Authorize { query, pushed, fragment } => {
+                let query = Query { text: query, pushed, fragment };
                 Self::Authorize(Box::new(authorization_request::read(app, query).await?))
             }
             Goal::Device(code) => Self::Device(code),
@@ -105,11 +111,22 @@ impl Next {
         match self {
             Self::Home => Goal::Home,
             Self::Authorize(request) => {
-                let Query { text, pushed } = &request.query;
-                Goal::Authorize { query: text.clone(), pushed: *pushed }
+                let Query { text, pushed, fragment } = request.query.clone();
+                Goal::Authorize { query: text, pushed, fragment }
             }
             Self::Device(code) => Goal::Device(code.clone()),
             Self::Account => Goal::Account,
+        }
+    }
+
+    /// Keeps what the sign-in page's script says that followed `#`; where it says nothing, what was
+    /// kept before stays.
+    pub fn keep_fragment(&mut self, form: &Params) {
+        let said = fragment(form.get("fragment"));
+        if let Self::Authorize(request) = self
+            && !said.is_empty()
+        {
+            request.query.fragment = said;
         }
     }
 
@@ -202,9 +219,7 @@ pub(super) fn page(
         providers: providers.collect(),
         local: app.federation.local,
     };
-    // The script is for passkeys, which only people who sign in here have.
-    let render = if page.local { pages::scripted_form } else { pages::form };
-    let mut response = render(retry.status, &page, redirects_to.as_deref());
+    let mut response = pages::scripted_form(retry.status, &page, redirects_to.as_deref());
     if let Some(cookie) = set_cookie {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
@@ -232,6 +247,16 @@ pub(super) fn form_cookie(headers: &HeaderMap) -> (String, Option<HeaderValue>) 
             let cookie = cookie::set(cookie::FORM, value.as_str(), DEVICE_LIFETIME);
             (browser(value.as_str()), Some(cookie))
         }
+    }
+}
+
+/// Where a session begins.
+pub(super) fn whence(headers: &HeaderMap, caller: Caller) -> Whence {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+    Whence {
+        browser: cookie::get(headers, cookie::FORM).map(browser),
+        address: caller.address,
+        agent: agent.map(|agent| agent.chars().take(AGENT_MAX).collect()),
     }
 }
 
@@ -329,7 +354,8 @@ pub(super) async fn open(
             PageError::bad_request("This form is damaged. Go back and reload the page.")
         })?;
     let stale = ticket.problem(headers, caller.now);
-    let next = Next::read(app, ticket.next).await?;
+    let mut next = Next::read(app, ticket.next).await?;
+    next.keep_fragment(form);
     let Some(problem) = stale else { return Ok(Opened::Next(next)) };
     // Another tab may have signed in meanwhile, and then there is nothing left to ask.
     if let Some(session) = authorize::session(app, headers, caller.now).await?
@@ -355,10 +381,20 @@ pub(super) async fn finish(
 ) -> Result<Response, authorize::Refusal> {
     let (session, cookie) =
         app.store.begin_session(person, method, app.session_max, caller.now).await?;
+    app.store.place_session(&session.id, &whence(headers, caller)).await?;
     // Signed in, even if the client that asked for it gets nothing.
     let mut response = next.go(app, headers, &session, caller).await.into_response();
     set_cookies(app, &mut response, &session, &cookie, caller.now);
+    renew_form_cookie(headers, &mut response);
     Ok(response)
+}
+
+/// What signing out ends is known by this cookie, so it outlives the session.
+pub(super) fn renew_form_cookie(headers: &HeaderMap, response: &mut Response) {
+    if let Some(value) = cookie::get(headers, cookie::FORM) {
+        let cookie = cookie::set(cookie::FORM, value, DEVICE_LIFETIME);
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
 }
 
 pub(super) fn set_cookies(

@@ -9,7 +9,7 @@ use runtime::audit::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, authorize, cookie,
+    Caller, account, authorize, cookie,
     error::PageError,
     issue::IdClaims,
     pages,
@@ -104,11 +104,12 @@ async fn begin(
         return Ok(end(app, caller, &session, return_to.as_deref()).await?);
     }
     let (browser, set_cookie) = form_cookie(headers);
+    let devices = account::sessions::devices_of(app, &session, &browser, caller.now).await?;
     let target = return_to.as_deref().and_then(pages::form_target);
     let ticket = Ticket { browser, session: session.id, return_to };
     let ticket = seal(app, Purpose::SignOut, &ticket);
     let name = session.person.name;
-    let page = pages::SignOutPage { name: name.as_str(), ticket: &ticket };
+    let page = pages::SignOutPage { name: name.as_str(), devices: &devices, ticket: &ticket };
     let mut response = pages::form(StatusCode::OK, &page, target.as_deref());
     if let Some(cookie) = set_cookie {
         response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -123,7 +124,7 @@ async fn end(
     return_to: Option<&str>,
 ) -> Result<Response, StoreError> {
     // First, so that nothing about another provider keeps a session alive here.
-    app.store.end_session(&session.id, caller.now).await?;
+    app.store.end_browser(&session.id, caller.now).await?;
     let event = Event {
         who: Some(session.person.name.as_str()),
         did: "signed-out",

@@ -1,4 +1,8 @@
 //! SSH keys, managed by their owner.
+//!
+//! A key lets its holder in for a year and its owner learns of nothing, so to register one takes a
+//! sign-in of a moment ago, and a signature over a text of ours with the key itself: nobody can
+//! register a colleague's public key and have their `ssh` end in a workspace that is not theirs.
 
 use axum::{
     Json,
@@ -6,24 +10,40 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use domain::identity::CredentialKind;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    bearer::{AccountBearer, Actor},
+    account::is_fresh,
+    bearer::{AccountBearer, Actor, Bearer},
     error::ApiError,
+    sign_in::seal,
 };
 use crate::{
+    secret::{self, Purpose},
     server::{App, Server},
     ssh_key::PublicKey,
-    store::SshKey,
+    ssh_signature,
+    store::{NewSshKey, Person, Session, SshKey},
 };
+
+/// How long somebody may take to sign our text, in seconds.
+const CHALLENGE_LIFETIME: i64 = 3600;
+
+/// Random bytes of the text.
+const RANDOM: usize = 18;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewKey {
     name: String,
-    public_key: String,
+    /// From [`challenge`], unchanged.
+    challenge: String,
+    /// What `ssh-keygen -Y sign` printed.
+    signature: String,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +51,39 @@ pub(super) struct NewKey {
 pub(super) struct Which {
     name: Option<String>,
     public_key: Option<String>,
+}
+
+/// What has to be signed, and by whose key it is to be.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Challenge {
+    subject: String,
+    /// The person's name is in it: whoever is talked into signing it sees whose key theirs would be.
+    pub text: String,
+    expires_at: i64,
+}
+
+impl Challenge {
+    pub fn new(app: &Server, person: &Person, now: Timestamp) -> Self {
+        let random = secret::random();
+        let random = URL_SAFE_NO_PAD.encode(random.get(..RANDOM).unwrap_or(&random));
+        let host = app.issuer.as_str().trim_start_matches("https://");
+        Self {
+            subject: person.subject.clone(),
+            text: format!("{}@{host}/{random}", person.name),
+            expires_at: now.as_second().saturating_add(CHALLENGE_LIFETIME),
+        }
+    }
+
+    pub fn seal(&self, app: &Server) -> String {
+        seal(app, Purpose::SshKey, self)
+    }
+
+    fn open(app: &Server, sealed: &str, person: &Person, now: Timestamp) -> Option<Self> {
+        let bytes = app.sealer.open(Purpose::SshKey, sealed)?;
+        let challenge: Self = serde_json::from_slice(&bytes).ok()?;
+        let good = challenge.subject == person.subject && challenge.expires_at > now.as_second();
+        good.then_some(challenge)
+    }
 }
 
 pub(super) async fn list(
@@ -41,25 +94,92 @@ pub(super) async fn list(
     Ok(Json(json!({ "keys": keys })).into_response())
 }
 
+/// The session of the token, with its grant, if somebody signed in a moment ago. A personal token alone
+/// registers no key: whoever finds one would have a way in that outlives it.
+async fn fresh_session(app: &Server, bearer: &Bearer) -> Result<(String, Session), ApiError> {
+    let credential = &bearer.identity.credential;
+    if credential.kind != CredentialKind::AccessToken {
+        return Err(ApiError::Forbidden(
+            "a personal token registers no SSH key; add the key on your account page, or use a token \
+             of a sign-in of the last 15 minutes",
+        ));
+    }
+    let now = bearer.caller.now;
+    let found = app.store.access_token_session(&credential.id, app.session_idle, now).await?;
+    found.filter(|(_, session)| is_fresh(session, now)).ok_or(ApiError::Forbidden(
+        "it is more than 15 minutes since you signed in; sign in again, then repeat that",
+    ))
+}
+
+/// What to sign with the key that is to be registered.
+pub(super) async fn challenge(
+    State(app): State<App>,
+    AccountBearer(bearer): AccountBearer,
+) -> Result<Response, ApiError> {
+    fresh_session(&app, &bearer).await?;
+    let challenge = Challenge::new(&app, &bearer.person, bearer.caller.now);
+    let answer = json!({
+        "text": challenge.text,
+        "namespace": ssh_signature::NAMESPACE,
+        "command": ssh_signature::command(&challenge.text),
+        "challenge": challenge.seal(&app),
+        "expires_in": CHALLENGE_LIFETIME,
+    });
+    Ok(Json(answer).into_response())
+}
+
 pub(super) async fn add(
     State(app): State<App>,
     AccountBearer(bearer): AccountBearer,
     body: Result<Json<NewKey>, JsonRejection>,
 ) -> Result<Response, ApiError> {
+    let (grant, session) = fresh_session(&app, &bearer).await?;
     let Json(new) = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    let key = register(&app, &bearer.actor(), &new.name, &new.public_key).await?;
+    let proof = Proof {
+        challenge: &new.challenge,
+        signature: &new.signature,
+        grant: Some((&grant, session.expires_at)),
+    };
+    let key = register(&app, &bearer.actor(), &new.name, &proof).await?;
     Ok((StatusCode::CREATED, Json(key)).into_response())
 }
 
-/// `line` is a public key as people paste it.
+/// What somebody shows who registers a key.
+pub(super) struct Proof<'a> {
+    /// A sealed [`Challenge`].
+    pub challenge: &'a str,
+    pub signature: &'a str,
+    /// The grant of the token that it is made with, and the end of its session.
+    pub grant: Option<(&'a str, Timestamp)>,
+}
+
 pub(super) async fn register(
     app: &Server,
     actor: &Actor<'_>,
     name: &str,
-    line: &str,
+    proof: &Proof<'_>,
 ) -> Result<SshKey, ApiError> {
-    let key = PublicKey::parse(line).map_err(|error| ApiError::BadRequest(error.to_string()))?;
-    let key = app.store.register_ssh_key(actor.person, name, &key, actor.caller.now).await?;
+    let now = actor.caller.now;
+    let challenge = Challenge::open(app, proof.challenge, actor.person, now).ok_or_else(|| {
+        ApiError::BadRequest(
+            "the text to sign is too old; take the new one and sign that".to_owned(),
+        )
+    })?;
+    let key = ssh_signature::signer(proof.signature, &challenge.text)
+        .map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    let new = NewSshKey {
+        name,
+        key: &key,
+        challenge: &challenge.text,
+        challenge_ends: challenge.expires_at,
+        lifetime: app.ssh_key_lifetime,
+        grant: proof.grant,
+    };
+    let (key, lost) = app.store.register_ssh_key(actor.person, &new, now).await?;
+    if let Some(holder) = lost {
+        // They had registered it without showing that they have it.
+        actor.record(app, "key-removed", &format!("Key {} of subject {holder}", key.fingerprint));
+    }
     changed(app, actor, "key-added", &key.fingerprint).await?;
     Ok(key)
 }

@@ -164,16 +164,25 @@ pub(super) async fn answer_person(
     app: &Server,
     caller: Caller,
     client: &Client,
-    redeemed: Redeemed,
+    mut redeemed: Redeemed,
     kept: Option<&str>,
     form: &Params,
 ) -> Answered {
-    let granted = match client.profile.resources.as_slice() {
-        [] => &[],
-        _ => redeemed.resources.as_slice(),
-    };
+    // What an operator has taken from the client since it was granted is gone from now on.
+    let had_scopes = !redeemed.scope.is_empty();
+    redeemed.scope = client.kept_scope(&redeemed.scope);
+    if had_scopes && redeemed.scope.is_empty() {
+        let text = "the client may not have any of the granted scopes any more";
+        return Err(OAuthError::new("invalid_scope", text));
+    }
+    let granted = client.kept_resources(&redeemed.resources).ok_or_else(|| {
+        OAuthError::new(
+            "invalid_target",
+            "the client may not ask for the granted resource any more",
+        )
+    })?;
     let requested: Vec<&str> = form.all("resource").collect();
-    let audience = issue::audience(&app.audience, granted, &requested)?;
+    let audience = issue::audience(&app.audience, &granted, &requested)?;
     let new = redeemed.refresh_token.as_ref().map(|token| token.as_str());
     let refresh_token = new.or(kept).map(str::to_owned);
     let refresh_token = refresh_token.filter(|_| client.may_use(GrantType::RefreshToken));

@@ -48,7 +48,8 @@ pub(super) async fn begin(
         PageError::bad_request("This address is damaged. Go back and reload the page.")
     })?;
     let problem = ticket.problem(&headers, caller.now);
-    let next = Next::read(&app, ticket.next).await?;
+    let mut next = Next::read(&app, ticket.next).await?;
+    next.keep_fragment(&query);
     if let Some(problem) = problem {
         let retry = Retry { status: StatusCode::FORBIDDEN, name: "", problem };
         return Ok(sign_in::page(&app, &headers, caller.now, &next, retry));
@@ -221,6 +222,7 @@ async fn arrive(
     let name = Some(session.person.name.as_str());
     let origin =
         Origin { provider: &provider.config.id, issuer, subject: &subject, id_token: &id_token };
+    app.store.place_session(&session.id, &sign_in::whence(headers, caller)).await?;
     if !app.store.keep_upstream(&session, &origin).await? {
         app.store.end_session(&session.id, caller.now).await?;
         record(app, caller, provider, name, Outcome::Denied);
@@ -232,6 +234,7 @@ async fn arrive(
     record(app, caller, provider, name, Outcome::Allowed);
     let mut response = next.go(app, headers, &session, caller).await?;
     sign_in::set_cookies(app, &mut response, &session, &secret, caller.now);
+    sign_in::renew_form_cookie(headers, &mut response);
     Ok(response)
 }
 
@@ -351,7 +354,7 @@ fn retry(next: &Next) -> String {
     match next.goal() {
         Goal::Home => "/".to_owned(),
         Goal::Account => ACCOUNT.to_owned(),
-        Goal::Authorize { query, pushed: false } => format!("{AUTHORIZE}?{query}"),
+        Goal::Authorize { query, pushed: false, .. } => format!("{AUTHORIZE}?{query}"),
         // It was not the browser that sent it; the application has to begin again.
         Goal::Authorize { pushed: true, .. } => "/".to_owned(),
         Goal::Device(code) if code.is_empty() => DEVICE_PAGE.to_owned(),

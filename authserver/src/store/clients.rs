@@ -101,15 +101,19 @@ impl TryFrom<ClientRow> for ClientEntry {
 impl Store {
     /// Makes the table what the settings say. All that was given to a client that is gone from them is
     /// withdrawn; those that operators made stay, unless the settings have one of the same id.
-    pub async fn set_clients(&self, clients: &[Client], now: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
+    pub(super) async fn write_clients(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        clients: &[Client],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let known: Vec<String> =
             sqlx::query_scalar("SELECT id FROM clients WHERE origin = $1 ORDER BY id")
                 .bind(SETTINGS)
-                .fetch_all(&mut *tx)
+                .fetch_all(&mut **tx)
                 .await?;
         for gone in known.iter().filter(|id| !clients.iter().any(|client| client.id == **id)) {
-            self.delete_client(&mut tx, gone, SETTINGS, now).await?;
+            self.delete_client(tx, gone, SETTINGS, now).await?;
         }
         for client in clients {
             bind(
@@ -124,10 +128,9 @@ impl Store {
                 SETTINGS,
                 0,
             )?
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await?;
         }
-        tx.commit().await?;
         Ok(())
     }
 

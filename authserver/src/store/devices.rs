@@ -4,8 +4,9 @@ use std::{net::IpAddr, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::FromRow;
+use uuid::Uuid;
 
-use super::{NewCode, RedeemError, Redeemed, Store, StoreError, list, time, to_json};
+use super::{NewCode, RedeemError, Redeemed, Store, StoreError, list, seconds, time, to_json};
 use crate::{
     device::{self, Answer, Decision, UserCode, Waiting},
     pkce,
@@ -39,7 +40,10 @@ pub struct Device {
 pub struct Approved {
     pub scope: String,
     pub resources: Vec<String>,
+    /// Whose approval it was.
     pub session_id: String,
+    /// Where the device asked from.
+    pub address: String,
 }
 
 /// What came of a device's question.
@@ -69,6 +73,19 @@ struct Row {
 
 const COLUMNS: &str = "client_id, scope, resources, address, created_at, expires_at, asked_at,
     poll_interval, decision, session_id, used_at";
+
+/// A device's session: the person's who approved it, in the same browser, as old as their own proof.
+const BEGIN: &str =
+    "INSERT INTO sessions (id, secret_digest, person_id, method, created_at, used_at,
+        expires_at, client_id, address, browser)
+    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser
+    FROM sessions s JOIN people p ON p.id = s.person_id
+    WHERE s.id = $7 AND s.ended_at IS NULL AND p.disabled_at IS NULL";
+const BEGIN_LOCKED: &str = "INSERT INTO sessions (id, secret_digest, person_id, method, created_at,
+        used_at, expires_at, client_id, address, browser)
+    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser
+    FROM sessions s JOIN people p ON p.id = s.person_id
+    WHERE s.id = $7 AND s.ended_at IS NULL AND p.disabled_at IS NULL FOR SHARE";
 
 impl Store {
     /// The device code, and what people type; none when too many wait already.
@@ -188,7 +205,8 @@ impl Store {
         Ok(match (answer, row.session_id) {
             (Answer::Approved, Some(session_id)) => {
                 let resources = list(&row.resources)?;
-                Asked::Approved(Approved { scope: row.scope, resources, session_id })
+                let (scope, address) = (row.scope, row.address);
+                Asked::Approved(Approved { scope, resources, session_id, address })
             }
             (Answer::Approved, None) => Asked::Unknown,
             (answer, _) => Asked::Told(answer),
@@ -207,20 +225,40 @@ impl Store {
         now: Timestamp,
     ) -> Result<Redeemed, RedeemError> {
         let browser = self.session_by_id(&approved.session_id, lifetimes.idle, now).await?;
-        let browser = browser.ok_or(RedeemError::SessionOver)?;
-        // Nobody has this session's cookie.
-        let (session, _) =
-            self.begin_session(browser.person, &browser.method, lifetimes.max, now).await?;
-        sqlx::query("UPDATE sessions SET created_at = $1 WHERE id = $2")
-            .bind(browser.signed_in_at.as_second())
-            .bind(&session.id)
-            .execute(&self.pool)
+        browser.ok_or(RedeemError::SessionOver)?;
+        let id = Uuid::new_v4().to_string();
+        let expires_at = now.as_second().saturating_add(seconds(lifetimes.max));
+        let mut tx = self.write().await?;
+        // Whoever signs the browser out or disables the person at this moment does so before us, or
+        // ends this session, too. Nobody has its cookie.
+        let begun = sqlx::query(self.dialect.pick(BEGIN, BEGIN_LOCKED))
+            .bind(&id)
+            .bind(Secret::generate().digest())
+            .bind(now.as_second())
+            .bind(expires_at)
+            .bind(client_id)
+            .bind(&approved.address)
+            .bind(&approved.session_id)
+            .execute(&mut *tx)
             .await?;
+        if begun.rows_affected() == 0 {
+            return Err(RedeemError::SessionOver);
+        }
+        // Whoever unties the account at a provider ends what it let in, be it through a device.
+        sqlx::query(
+            "INSERT INTO upstream_sessions (session_id, provider, id_token)
+             SELECT $1, provider, id_token FROM upstream_sessions WHERE session_id = $2",
+        )
+        .bind(&id)
+        .bind(&approved.session_id)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
         let verifier = Secret::generate();
         let unreadable = || RedeemError::Store(StoreError::Damaged("a verifier"));
         let verifier = pkce::Verifier::parse(verifier.as_str()).ok_or_else(unreadable)?;
         let code = NewCode {
-            session_id: &session.id,
+            session_id: &id,
             client_id,
             scope: &approved.scope,
             redirect_uri: "",

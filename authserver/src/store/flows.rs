@@ -1,6 +1,8 @@
 //! What the flows keep beside grants and sessions: used assertions, pushed requests, consents, and
 //! the audiences of grants.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 
 use super::{Store, StoreError, list, to_json};
@@ -108,19 +110,34 @@ impl Store {
         subject: &str,
         client_id: &str,
         consent: &Consent,
+        from: IpAddr,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO consents (person_id, client_id, scope, resources, granted_at)
-             VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO consents (person_id, client_id, scope, resources, granted_at, address)
+             VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (person_id, client_id) DO UPDATE SET scope = excluded.scope,
-                resources = excluded.resources, granted_at = excluded.granted_at",
+                resources = excluded.resources, granted_at = excluded.granted_at,
+                address = excluded.address",
         )
         .bind(subject)
         .bind(client_id)
         .bind(&consent.scope)
         .bind(to_json(&consent.resources))
         .bind(now.as_second())
+        .bind(from.to_string())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Notes where the browser is that a code's grant was given in, before the code is handed out.
+    pub async fn place_grant(&self, code: &Secret, from: IpAddr) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE grants SET address = $1 WHERE id = (SELECT grant_id FROM codes WHERE digest = $2)",
+        )
+        .bind(from.to_string())
+        .bind(code.digest())
         .execute(&self.pool)
         .await?;
         Ok(())

@@ -246,15 +246,26 @@ impl Store {
         idle: Duration,
         now: Timestamp,
     ) -> Result<Option<Person>, StoreError> {
+        let found = self.access_token_session(jti, idle, now).await?;
+        Ok(found.map(|(_, session)| session.person))
+    }
+
+    /// The same with the token's grant and the whole session.
+    pub async fn access_token_session(
+        &self,
+        jti: &str,
+        idle: Duration,
+        now: Timestamp,
+    ) -> Result<Option<(String, Session)>, StoreError> {
         let Some(grant) = self.access_token_grant(jti).await? else { return Ok(None) };
         let session: Option<String> = sqlx::query_scalar(
             "SELECT session_id FROM grants WHERE id = $1 AND revoked_at IS NULL",
         )
-        .bind(grant)
+        .bind(&grant)
         .fetch_optional(&self.pool)
         .await?;
         let Some(session) = session else { return Ok(None) };
-        Ok(self.session_by_id(&session, idle, now).await?.map(|session| session.person))
+        Ok(self.session_by_id(&session, idle, now).await?.map(|session| (grant, session)))
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::{Any, FromRow, Transaction};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, sessions};
 use crate::federation::is_issuer;
 
 /// An account at another provider.
@@ -109,23 +109,27 @@ impl Store {
             let (name, subject) = (name.to_string(), subject.to_owned());
             return Err(StoreError::NotLinked { name, subject });
         }
-        let sessions: Vec<(String, String)> = sqlx::query_as(
-            "SELECT s.id, u.id_token FROM sessions s JOIN upstream_sessions u ON u.session_id = s.id
-             WHERE s.person_id = $1 AND s.ended_at IS NULL AND s.expires_at > $2",
-        )
-        .bind(&person.subject)
-        .bind(now.as_second())
-        .fetch_all(&mut *tx)
-        .await?;
         let mut ended = 0;
-        for (id, _) in sessions.iter().filter(|(_, token)| began_with(token, issuer, subject)) {
-            for statement in [
-                "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE id = $2",
-                "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE session_id = $2",
-            ] {
-                sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut *tx).await?;
+        // Again until there are none: a device that was being let in by one of them has one now.
+        loop {
+            let sessions: Vec<(String, String)> = sqlx::query_as(
+                "SELECT s.id, u.id_token FROM sessions s
+                 JOIN upstream_sessions u ON u.session_id = s.id
+                 WHERE s.person_id = $1 AND s.ended_at IS NULL AND s.expires_at > $2",
+            )
+            .bind(&person.subject)
+            .bind(now.as_second())
+            .fetch_all(&mut *tx)
+            .await?;
+            let began = |(_, token): &&(String, String)| began_with(token, issuer, subject);
+            let alive: Vec<_> = sessions.iter().filter(began).collect();
+            if alive.is_empty() {
+                break;
             }
-            ended += 1;
+            for (id, _) in alive {
+                sessions::end(&mut tx, id, now).await?;
+                ended += 1;
+            }
         }
         let left = ways(&mut tx, &person.subject).await?;
         tx.commit().await?;

@@ -1,6 +1,8 @@
 //! Opening a database: connections, migrations, and what the two kinds of database do differently.
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, sync::LazyLock, time::Duration,
+};
 
 use sqlx::{
     Any, AnyPool, AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection, Transaction,
@@ -25,8 +27,17 @@ const READERS: u32 = 8;
 const READER_CACHE: u32 = 8_000;
 const WRITER_CACHE: u32 = 32_000;
 
-static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
-static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE: LazyLock<Migrator> = LazyLock::new(|| beside(sqlx::migrate!("migrations/sqlite")));
+static POSTGRES: LazyLock<Migrator> =
+    LazyLock::new(|| beside(sqlx::migrate!("migrations/postgres")));
+
+/// Migrations that only a newer version knows are no reason not to start: during an upgrade servers of
+/// two versions use one database, and the older one may have to start again. What the older one
+/// could not work with says so in the row `needs-migration` of `feeds`.
+fn beside(mut migrator: Migrator) -> Migrator {
+    migrator.set_ignore_missing(true);
+    migrator
+}
 
 /// The SQL that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +69,8 @@ enum Problem {
     File(std::io::Error),
     Connect(sqlx::Error),
     Migrate(MigrateError),
+    /// The tables need a server that knows the first migration; this one knows the second at most.
+    TooNew(i64, i64),
 }
 
 impl Problem {
@@ -65,11 +78,36 @@ impl Problem {
         let database = Box::new(database.clone());
         match self {
             Self::File(source) => StoreError::Open { database, source },
+            Self::Connect(source) if is_folder(&source) => StoreError::Folder { database, source },
             Self::Connect(source) => StoreError::Connect { database, source },
-            Self::Migrate(source) => StoreError::Migrate { database, source },
+            Self::Migrate(source @ MigrateError::VersionMismatch(_)) => {
+                StoreError::Migrate { database, source }
+            }
+            Self::Migrate(source) => StoreError::Upgrade { database, source },
+            Self::TooNew(needed, known) => StoreError::TooNew { database, needed, known },
         }
     }
 }
+
+/// Fails where a newer version has changed the tables in a way that this one cannot work with.
+fn check_known(needed: Option<i64>, migrator: &Migrator) -> Result<(), Problem> {
+    let known = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+    match needed {
+        Some(needed) if needed > known => Err(Problem::TooNew(needed, known)),
+        _ => Ok(()),
+    }
+}
+
+/// SQLite tells of a folder in which it cannot make its files as of a file that it cannot open, or
+/// cannot write to (its primary result codes 14 and 8).
+fn is_folder(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let code = code.and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| matches!(code & 0xff, 8 | 14))
+}
+
+/// The newest migration that a server has to know to work with the tables.
+const NEEDED: &str = "SELECT version FROM feeds WHERE name = 'needs-migration'";
 
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
@@ -77,18 +115,26 @@ impl From<sqlx::Error> for Problem {
     }
 }
 
+/// SQLite puts what it sorts and what it may have to undo into temporary files, unless it is told to
+/// keep that in memory; where the only place to write to is the database's folder, it has none.
+fn sqlite_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(BUSY)
+        .pragma("temp_store", "MEMORY")
+}
+
 async fn sqlite(path: &Path) -> Result<(AnyPool, Dialect), Problem> {
     // It holds the signing key. SQLite gives its other files the same mode.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(Problem::File)?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .journal_mode(SqliteJournalMode::Wal)
-        .busy_timeout(BUSY);
-    let mut connection = SqliteConnection::connect_with(&options).await?;
+    let mut connection = SqliteConnection::connect_with(&sqlite_options(path)).await?;
     // Not with `run`, whose future is not `Send` for a borrowed connection: this is what it calls.
     // Whoever else opens it at this moment waits here, and then finds nothing left to do.
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     SQLITE.run_direct(None, &mut *tx, false).await.map_err(Problem::Migrate)?;
+    let needed = sqlx::query_scalar(NEEDED).fetch_optional(&mut *tx).await?;
+    check_known(needed, &SQLITE)?;
     tx.commit().await?;
     connection.close().await?;
 
@@ -136,6 +182,7 @@ async fn postgres(url: &Url) -> Result<(AnyPool, Dialect), Problem> {
     let mut connection = PgConnection::connect_with(&options).await?;
     // Takes an advisory lock, so that replicas that start together do this one after the other.
     POSTGRES.run_direct(None, &mut connection, false).await.map_err(Problem::Migrate)?;
+    check_known(sqlx::query_scalar(NEEDED).fetch_optional(&mut connection).await?, &POSTGRES)?;
     connection.close().await?;
     let pool = AnyPoolOptions::new()
         .max_connections(16)
@@ -242,6 +289,63 @@ mod tests {
         for task in tasks {
             task.await.unwrap().unwrap();
         }
+    }
+
+    /// Where only the database's folder can be written to, SQLite has no place for temporary files.
+    #[tokio::test]
+    async fn every_connection_keeps_temporary_tables_in_memory_from_its_start() {
+        const MEMORY: i64 = 2;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("auth.db");
+        let options = sqlite_options(&path).create_if_missing(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let migrating: i64 =
+            sqlx::query_scalar("PRAGMA temp_store").fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let (pool, _) =
+            pool(&path.clone().into()).await.map_err(|error| error.to_string()).unwrap();
+        let serving: i64 = sqlx::query_scalar("PRAGMA temp_store").fetch_one(&pool).await.unwrap();
+        assert_eq!((migrating, serving), (MEMORY, MEMORY));
+    }
+
+    /// Each cause has words of its own, and none blames the version for a full disk.
+    #[tokio::test]
+    async fn errors_of_opening_name_their_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("auth.db");
+        let missing = folder.path().join("none").join("auth.db");
+        let error = Store::open(&missing.into()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot open the database") && error.contains("No such file"),
+            "{error}"
+        );
+        std::fs::write(&path, "no database, and longer than the header of one that SQLite wrote: ....................................").unwrap();
+        let error = Store::open(&path.clone().into()).await.unwrap_err().to_string();
+        assert!(error.contains("not a database") && !error.contains("another version"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+
+        let store = Store::open(&path.clone().into()).await.unwrap();
+        // A newer version has been here: no reason not to start, unless it says so.
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (9999, 'later', TRUE, x'00', 1)",
+        )
+        .execute(&store.pool)
+        .await
+        .unwrap();
+        Store::open(&path.clone().into()).await.unwrap().close().await;
+        let raise = "UPDATE feeds SET version = 9999 WHERE name = 'needs-migration'";
+        sqlx::query(raise).execute(&store.pool).await.unwrap();
+        let error = Store::open(&path.clone().into()).await.unwrap_err().to_string();
+        assert!(error.contains("needs a newer version") && error.contains("9999"), "{error}");
+        let lower = "UPDATE feeds SET version = 61 WHERE name = 'needs-migration'";
+        sqlx::query(lower).execute(&store.pool).await.unwrap();
+        sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 61")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let error = Store::open(&path.into()).await.unwrap_err().to_string();
+        assert!(error.contains("was written by another version"), "{error}");
     }
 
     /// A server that is upgraded keeps what its predecessor wrote.

@@ -1,11 +1,11 @@
 //! Sessions: one sign-in of one browser.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use domain::name::UserName;
 use jiff::Timestamp;
 use serde::Serialize;
-use sqlx::FromRow;
+use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
 use super::{Person, Store, StoreError, people::PersonRow, seconds, time};
@@ -73,6 +73,16 @@ impl SessionRow {
     }
 }
 
+/// Where a session begins.
+#[derive(Debug, Clone)]
+pub struct Whence {
+    /// Digest of a cookie that the browser keeps for longer than any session.
+    pub browser: Option<String>,
+    pub address: IpAddr,
+    /// What the browser says that it is (`User-Agent`).
+    pub agent: Option<String>,
+}
+
 /// A session as it is listed.
 #[derive(Debug, Clone, Serialize)]
 pub struct SessionEntry {
@@ -84,6 +94,14 @@ pub struct SessionEntry {
     /// To the minute.
     pub used_at: Timestamp,
     pub expires_at: Timestamp,
+    /// The device flow's client; none for a browser's own session.
+    pub device: Option<String>,
+    /// Where it began; not known of sessions that an older version began.
+    pub address: Option<String>,
+    pub agent: Option<String>,
+    /// In which it began, or was approved.
+    #[serde(skip)]
+    pub browser: Option<String>,
 }
 
 #[derive(FromRow)]
@@ -94,6 +112,10 @@ struct EntryRow {
     created_at: i64,
     used_at: i64,
     expires_at: i64,
+    client_id: Option<String>,
+    address: Option<String>,
+    agent: Option<String>,
+    browser: Option<String>,
 }
 
 impl TryFrom<EntryRow> for SessionEntry {
@@ -106,6 +128,10 @@ impl TryFrom<EntryRow> for SessionEntry {
             signed_in_at: time(row.created_at)?,
             used_at: time(row.used_at)?,
             expires_at: time(row.expires_at)?,
+            device: row.client_id,
+            address: row.address,
+            agent: row.agent,
+            browser: row.browser,
         })
     }
 }
@@ -120,7 +146,8 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<SessionEntry>, StoreError> {
         sqlx::query_as::<_, EntryRow>(
-            "SELECT s.id, p.name, s.method, s.created_at, s.used_at, s.expires_at
+            "SELECT s.id, p.name, s.method, s.created_at, s.used_at, s.expires_at, s.client_id,
+                    s.address, s.agent, s.browser
              FROM sessions s JOIN people p ON p.id = s.person_id
              WHERE s.ended_at IS NULL AND s.expires_at > $1 AND ($2 = '' OR p.name = $2)
              ORDER BY s.used_at DESC, s.id LIMIT $3",
@@ -249,16 +276,108 @@ impl Store {
         Ok(session)
     }
 
+    /// Notes where the session begins: people are shown it, and signing out ends all that began in the
+    /// same browser.
+    pub async fn place_session(&self, id: &str, whence: &Whence) -> Result<(), StoreError> {
+        sqlx::query("UPDATE sessions SET browser = $1, address = $2, agent = $3 WHERE id = $4")
+            .bind(&whence.browser)
+            .bind(whence.address.to_string())
+            .bind(&whence.agent)
+            .bind(id)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Ends the session and withdraws what was issued in it.
     pub async fn end_session(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
+        end(&mut tx, id, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The same, for all sessions that began or were approved in the browser of that one.
+    pub async fn end_browser(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        // First, and by itself: a device that is being let in holds this row until it is done, and
+        // what it began is seen after that.
+        end(&mut tx, id, now).await?;
         for statement in [
-            "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE id = $2",
-            "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE session_id = $2",
+            "UPDATE sessions SET ended_at = $1 WHERE ended_at IS NULL
+             AND browser = (SELECT browser FROM sessions WHERE id = $2)",
+            "UPDATE grants SET revoked_at = $1 WHERE revoked_at IS NULL AND session_id IN
+             (SELECT id FROM sessions WHERE browser = (SELECT browser FROM sessions WHERE id = $2))",
         ] {
             sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut *tx).await?;
         }
         tx.commit().await?;
         Ok(())
     }
+
+    /// The same for a session of that person: false when they have none of that id.
+    pub async fn end_own_session(
+        &self,
+        subject: &str,
+        id: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let done = sqlx::query(
+            "UPDATE sessions SET ended_at = $1 WHERE id = $2 AND person_id = $3 AND ended_at IS NULL",
+        )
+        .bind(now.as_second())
+        .bind(id)
+        .bind(subject)
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        end(&mut tx, id, now).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Ends all sessions of the person but that one.
+    pub async fn end_other_sessions(
+        &self,
+        subject: &str,
+        id: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let run = async |tx: &mut Transaction<'static, Any>, statement: &'static str| {
+            let query = sqlx::query(statement).bind(now.as_second()).bind(subject).bind(id);
+            Ok::<_, StoreError>(query.execute(&mut **tx).await?.rows_affected())
+        };
+        let ended = run(
+            &mut tx,
+            "UPDATE sessions SET ended_at = $1
+             WHERE ended_at IS NULL AND person_id = $2 AND id <> $3",
+        )
+        .await?;
+        run(
+            &mut tx,
+            "UPDATE grants SET revoked_at = $1 WHERE revoked_at IS NULL AND session_id IN
+             (SELECT id FROM sessions WHERE person_id = $2 AND id <> $3)",
+        )
+        .await?;
+        tx.commit().await?;
+        Ok(ended)
+    }
+}
+
+pub(super) async fn end(
+    tx: &mut Transaction<'static, Any>,
+    id: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for statement in [
+        "UPDATE sessions SET ended_at = coalesce(ended_at, $1) WHERE id = $2",
+        "UPDATE grants SET revoked_at = coalesce(revoked_at, $1) WHERE session_id = $2",
+    ] {
+        sqlx::query(statement).bind(now.as_second()).bind(id).execute(&mut **tx).await?;
+    }
+    Ok(())
 }

@@ -7,10 +7,7 @@ use super::{
     passkeys::{page, post, signed_in},
     shown_tokens::is_active,
 };
-use crate::support::*;
-
-const KEY: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz5fOfbrU3VwNxqTV9lT9KTXMAO8LLlqEKcn4";
+use crate::support::{keys::SshKey, *};
 
 const TOKENS: &str = "/account/tokens";
 const KEYS: &str = "/account/ssh-keys";
@@ -28,6 +25,22 @@ fn shown(page: &str) -> &str {
 fn id(page: &str) -> String {
     let (_, rest) = page.split_once("name=\"id\" value=\"").expect("there is something to remove");
     rest.split('"').next().unwrap().to_owned()
+}
+
+/// The text that the page asks to sign, and the sealed field that goes with it.
+fn to_sign(page: &str) -> (String, String) {
+    let (_, rest) = page.split_once("<code>echo ").expect("the page has a command");
+    let text = rest.split_once(" | ssh-keygen -Y sign -n dormouse-ssh-key -f ").unwrap().0;
+    let (_, rest) = page.split_once("name=\"challenge\" value=\"").unwrap();
+    (text.to_owned(), rest.split('"').next().unwrap().to_owned())
+}
+
+/// Adds a key as its holder does, by what the page says.
+async fn add_key(browser: &mut Browser, server: &Server, name: &str, key: &SshKey) -> Response {
+    let (text, challenge) = to_sign(&account(browser, server).await);
+    let signature = key.sign(&text);
+    let form = [("name", name), ("challenge", &challenge), ("signature", &signature)];
+    post(browser, server, KEYS, &form).await
 }
 
 async fn account(browser: &mut Browser, server: &Server) -> String {
@@ -156,7 +169,8 @@ async fn a_token_that_cannot_be_is_an_error_that_keeps_what_was_typed() {
     let refused = foreign(&mut browser, &server, TOKENS, &USUAL).await;
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
     let stranger = post(&mut Browser::default(), &server, TOKENS, &USUAL).await;
-    assert_eq!(location(&stranger), "/account");
+    assert_eq!(stranger.status(), StatusCode::FORBIDDEN);
+    assert!(page(stranger).await.contains("You are not signed in any more"));
     assert!(!account(&mut browser, &server).await.contains("name=\"id\""), "none was made");
 }
 
@@ -178,8 +192,8 @@ async fn lives_to_choose_from_are_those_that_are_allowed() {
 async fn only_a_fresh_sign_in_changes_tokens_and_keys() {
     let server = Server::start().await;
     let mut browser = signed_in(&server, "alice").await;
-    let key = [("name", "laptop"), ("public_key", KEY)];
-    post(&mut browser, &server, KEYS, &key).await;
+    add_key(&mut browser, &server, "laptop", &SshKey::new(7)).await;
+    let key = [("name", "laptop")];
     let id = id(&account(&mut browser, &server).await);
     server.wait(15 * 60);
     for (path, form) in [
@@ -201,19 +215,18 @@ async fn only_a_fresh_sign_in_changes_tokens_and_keys() {
 async fn a_key_is_added_reaches_the_gateways_and_is_removed() {
     let server = Server::start().await;
     let mut browser = signed_in(&server, "alice").await;
+    let key = SshKey::new(7);
     let feed = async || {
         let request = server.request(Method::GET, "/internal/ssh-keys");
         let response = request.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap();
         response.json::<Value>().await.unwrap()["keys"].clone()
     };
-    // Named by its comment.
-    let line = format!("{KEY} alice@laptop\r\n");
-    let added = post(&mut browser, &server, KEYS, &[("name", ""), ("public_key", &line)]).await;
+    let added = add_key(&mut browser, &server, "laptop", &key).await;
     assert_eq!(location(&added), "/account");
     let listed = account(&mut browser, &server).await;
-    assert!(listed.contains("alice@laptop") && listed.contains("SHA256:"), "{listed}");
+    assert!(listed.contains("laptop") && listed.contains("SHA256:"), "{listed}");
     let keys = feed().await;
-    assert_eq!((text(&keys[0], "user"), text(&keys[0], "public_key")), ("alice", KEY));
+    assert_eq!((text(&keys[0], "user"), text(&keys[0], "public_key")), ("alice", &*key.line));
     server.audited("\"key-added\"").await;
 
     let remove = "/account/ssh-keys/remove";
@@ -231,35 +244,100 @@ async fn a_key_is_added_reaches_the_gateways_and_is_removed() {
 }
 
 #[tokio::test]
-async fn a_bad_key_is_an_error_that_keeps_what_was_typed() {
+async fn attack_19_a_key_is_added_by_nobody_but_its_holder() {
     let server = Server::start().await;
-    let mut browser = signed_in(&server, "alice").await;
-    let private = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n";
-    let long = format!("{KEY} {}", "x".repeat(101));
-    for (name, line, status, told, kept) in [
-        ("old <pc>", "ssh-ed25519 AAAA", 400, "That public key is damaged", "ssh-ed25519 AAAA<"),
-        ("pc", "", 400, "Paste a public key", "name=\"public_key\""),
-        ("pc", private, 400, "That is a private key", "value=\"pc\""),
-        ("", KEY, 400, "A name has 1 to 100 characters", KEY),
-        ("", &long, 400, "A name has 1 to 100 characters", KEY),
-    ] {
-        let form = [("name", name), ("public_key", line)];
-        let response = post(&mut browser, &server, KEYS, &form).await;
-        assert_eq!(response.status().as_u16(), status, "{line}");
+    let (mut alice, mut bob) = (signed_in(&server, "alice").await, signed_in(&server, "bob").await);
+    let (own, other) = (SshKey::new(7), SshKey::new(8));
+    let refused = async |browser: &mut Browser, form: &[(&str, &str)], told: &str| {
+        let response = post(browser, &server, KEYS, form).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{told}");
         let again = page(response).await;
-        assert!(again.contains(told) && again.contains(kept), "{told}: {again}");
-        assert!(!again.contains("b3BlbnNzaC1rZXk") && !again.contains("<pc>"), "{again}");
-        assert!(again.contains("<details open>"), "{again}");
+        assert!(again.contains(told) && again.contains("<details open>"), "{told}: {again}");
+        again
+    };
+    let (text, challenge) = to_sign(&account(&mut alice, &server).await);
+    assert!(text.starts_with("alice@auth.localhost:8443/"), "{text}");
+    // The public key of a colleague; a private one, which is not sent back.
+    let form = |signature| [("name", "pc"), ("challenge", &*challenge), ("signature", signature)];
+    refused(&mut alice, &form(&other.line), "Run the command").await;
+    let private = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n";
+    let again = refused(&mut alice, &form(private), "That is a private key").await;
+    assert!(!again.contains("b3BlbnNzaC1rZXk") && again.contains("value=\"pc\""), "{again}");
+    // A signature that bob made for himself, with his own challenge or with hers.
+    let (bobs, bobs_challenge) = to_sign(&account(&mut bob, &server).await);
+    let signature = own.sign(&bobs);
+    refused(&mut alice, &form(&signature), "not over the text").await;
+    let stolen = [("name", "pc"), ("challenge", &*bobs_challenge), ("signature", &*signature)];
+    refused(&mut alice, &stolen, "too old").await;
+    // In time, and once.
+    let signature = own.sign(&text);
+    let form = form(&signature);
+    let across = foreign(&mut alice, &server, KEYS, &form).await;
+    assert_eq!(across.status(), StatusCode::FORBIDDEN);
+    assert_eq!(location(&post(&mut alice, &server, KEYS, &form).await), "/account");
+    refused(&mut alice, &form, "used before").await;
+    let (text, challenge) = to_sign(&account(&mut alice, &server).await);
+    let late = [("name", "x"), ("challenge", &*challenge), ("signature", &own.sign(&text))];
+    server.wait(3600);
+    let mut again = signed_in(&server, "alice").await;
+    refused(&mut again, &late, "too old").await;
+    // Who shares a key with somebody cannot have both.
+    let taken = add_key(&mut signed_in(&server, "bob").await, &server, "mine", &own).await;
+    assert_eq!(taken.status(), StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn attack_19_a_personal_token_registers_no_key_and_a_key_ends() {
+    let server = Server::start().await;
+    let leaked = server.personal_token("alice", 3600).await;
+    for path in ["/ssh/keys/challenge", "/ssh/keys"] {
+        let new = json!({ "name": "x", "challenge": "x", "signature": "x" });
+        let response = server.api(Method::POST, path, &leaked, new).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
+        assert!(page(response).await.contains("account page"));
     }
-    let form = [("name", "pc"), ("public_key", KEY)];
-    let refused = foreign(&mut browser, &server, KEYS, &form).await;
-    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
-    post(&mut browser, &server, KEYS, &form).await;
-    // Not twice, and not as somebody else's.
-    for name in ["alice", "bob"] {
-        let mut browser = signed_in(&server, name).await;
-        let response = post(&mut browser, &server, KEYS, &form).await;
-        assert_eq!(response.status(), StatusCode::CONFLICT);
-        assert!(page(response).await.contains("already."));
-    }
+    // Nor does a token of a sign-in that is long ago.
+    let mut browser = Browser::default();
+    let code = browser.code(&server).await;
+    let tokens = server.redeem(GATE, &code).await.1;
+    server.wait(15 * 60);
+    let access = server.refresh(text(&tokens, "refresh_token")).await.1;
+    let late = text(&access, "access_token");
+    let late = server.api(Method::POST, "/ssh/keys/challenge", late, Value::Null).await;
+    assert_eq!(late.status(), StatusCode::FORBIDDEN);
+
+    let feed = async || {
+        let request = server.request(Method::GET, "/internal/ssh-keys");
+        let response = request.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap();
+        response.json::<Value>().await.unwrap()["keys"].clone()
+    };
+    let end = server.now().as_second() + 365 * 86_400;
+    add_key(&mut signed_in(&server, "alice").await, &server, "laptop", &SshKey::new(7)).await;
+    assert_eq!(feed().await[0]["expires_at"], end);
+    // Its last use is told by a gateway.
+    let at = server.now().as_second();
+    let uses = json!({ "uses": [{ "id": feed().await[0]["fingerprint"], "at": at }] });
+    let told = server.request(Method::POST, "/internal/token-uses").json(&uses);
+    let told = told.basic_auth(GATE.0, Some(GATE.1)).send().await.unwrap();
+    assert_eq!(told.status(), StatusCode::NO_CONTENT);
+    let listed = account(&mut signed_in(&server, "alice").await, &server).await;
+    assert!(
+        listed.contains("Ends <time>2028-01-15") && listed.contains("last used <time>2027-01-15"),
+        "{listed}"
+    );
+    server.wait(340 * 86_400);
+    let listed = account(&mut signed_in(&server, "alice").await, &server).await;
+    assert!(listed.contains("It ends soon"), "{listed}");
+    server.wait(25 * 86_400);
+    assert_eq!(feed().await, json!([]));
+    let listed = account(&mut signed_in(&server, "alice").await, &server).await;
+    assert!(listed.contains("It has ended"), "{listed}");
+    let before = server.store.ssh_feed_version().await.unwrap();
+    let idle = std::time::Duration::from_secs(12 * 3600);
+    server.store.clean_up(server.now(), idle).await.unwrap();
+    assert!(server.store.ssh_feed_version().await.unwrap() > before, "older gateways are told");
+    server.wait(31 * 86_400);
+    server.store.clean_up(server.now(), idle).await.unwrap();
+    let listed = account(&mut signed_in(&server, "alice").await, &server).await;
+    assert!(!listed.contains("SHA256:"), "{listed}");
 }

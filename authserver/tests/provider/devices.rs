@@ -80,8 +80,9 @@ async fn a_device_is_approved_and_gets_tokens() {
     // Once; and the decision stands.
     assert_eq!(error(&server, &started).await, "invalid_grant");
     assert_eq!(submit(&mut browser, &server, &form).await.status(), StatusCode::GONE);
-    // Signing the browser out leaves the device signed in.
+    // Signing the browser out signs the device out, and says so first.
     let page = browser.open(&server, "/sign-out").await.text().await.unwrap();
+    assert!(page.contains("<li>Television</li>"), "{page}");
     let out = server.request(Method::POST, "/sign-out").header(header::ORIGIN, ISSUER);
     browser.send(out.form(&[("ticket", ticket(&page))])).await;
     let form = [
@@ -89,7 +90,7 @@ async fn a_device_is_approved_and_gets_tokens() {
         ("grant_type", "refresh_token"),
         ("refresh_token", text(&tokens, "refresh_token")),
     ];
-    assert_eq!(server.post("/token", &form).await.0, StatusCode::OK);
+    assert_eq!(server.post("/token", &form).await.1["error"], "invalid_grant");
     server.audited("device-approved").await;
 }
 

@@ -142,10 +142,83 @@ async fn with_a_client_that_leaves_the_settings_goes_all_that_it_was_given() {
     assert_eq!(status(lost).await, StatusCode::UNAUTHORIZED);
     assert_eq!(status(stays).await, StatusCode::OK);
     // Nor is a client of the same id, which comes later, given anything for the old tokens.
-    let back = server.replica().await;
+    let back = server
+        .replica_changed(|config| {
+            let again = config.clients.iter_mut().find(|client| client.id == OTHER.0);
+            again.unwrap().name = Some("The other".to_owned());
+        })
+        .await;
     let form = [("grant_type", "refresh_token"), ("refresh_token", text(&tokens, "refresh_token"))];
     let (status, error) = back.token(OTHER, &form).await;
     assert_eq!((status, text(&error, "error")), (StatusCode::BAD_REQUEST, "invalid_grant"));
+}
+
+const TOOL: &str = "http://127.0.0.1:54321/cb";
+
+/// Tokens for the public `tool`, which has taken a port that is free (RFC 8252, section 7.3).
+async fn tool(server: &Server, scope: &str) -> Value {
+    let fields = [("client_id", "tool"), ("redirect_uri", TOOL), ("scope", scope)];
+    let to = Browser::default().sign_in(server, &authorize_with(&fields), "alice").await;
+    assert!(to.starts_with(TOOL), "{to}");
+    let form = [
+        ("client_id", "tool"),
+        ("grant_type", "authorization_code"),
+        ("code", &query(&to)["code"]),
+        ("redirect_uri", TOOL),
+        ("code_verifier", VERIFIER),
+    ];
+    let (status, tokens) = server.post("/token", &form).await;
+    assert_eq!(status, StatusCode::OK, "{tokens}");
+    tokens
+}
+
+async fn refreshed(server: &Server, tokens: &Value) -> (StatusCode, Value) {
+    let form = [
+        ("client_id", "tool"),
+        ("grant_type", "refresh_token"),
+        ("refresh_token", text(tokens, "refresh_token")),
+    ];
+    server.post("/token", &form).await
+}
+
+#[tokio::test]
+async fn attack_17_what_is_taken_from_a_client_is_gone_at_the_next_refresh() {
+    let server = Server::start().await;
+    let tokens = tool(&server, "openid profile email").await;
+    assert_eq!(tokens["scope"], "openid profile email");
+    let narrowed = async |scopes: &[&str]| {
+        let scopes: Vec<String> = scopes.iter().map(|&one| one.to_owned()).collect();
+        let change = |config: &mut authserver::Config| {
+            config.clients.iter_mut().find(|client| client.id == "tool").unwrap().scopes = scopes;
+        };
+        server.replica_changed(change).await
+    };
+    let later = narrowed(&["openid", "groups"]).await;
+    let (status, less) = refreshed(&later, &tokens).await;
+    assert_eq!((status, &less["scope"]), (StatusCode::OK, &json!("openid")), "{less}");
+    assert_eq!(claims(text(&less, "access_token"))["scope"], "openid");
+    let (status, error) = refreshed(&narrowed(&["groups"]).await, &less).await;
+    assert_eq!((status, text(&error, "error")), (StatusCode::BAD_REQUEST, "invalid_scope"));
+}
+
+#[tokio::test]
+async fn an_old_replica_that_restarts_during_a_rollout_keeps_the_new_client_and_what_it_gave() {
+    let server = Server::start().await;
+    let without = |config: &mut authserver::Config| config.clients.retain(|c| c.id != "tool");
+    // Everybody without the client, then a replica with it, then one of the old ones starts again.
+    let old = server.replica_changed(without).await;
+    let new = server
+        .replica_changed(|config| {
+            let tool = config.clients.iter_mut().find(|client| client.id == "tool");
+            tool.unwrap().name = Some("The new tool".to_owned());
+        })
+        .await;
+    let tokens = tool(&new, "openid").await;
+    drop(old);
+    let again = server.replica_changed(without).await;
+    for server in [&new, &again] {
+        assert_eq!(refreshed(server, &tokens).await.0, StatusCode::OK);
+    }
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ async fn rfc_6749_answers_with_tokens_are_kept_by_nobody() {
 #[tokio::test]
 async fn rfc_6749_endpoints_that_change_something_take_post_only() {
     let server = Server::start().await;
-    for path in ["/token", "/revoke", "/introspect", "/device/code", "/par", "/consent"] {
+    for path in ["/token", "/revoke", "/introspect", "/device/code", "/par"] {
         assert_eq!(server.get(path).await.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
     }
     // And no parameters in the address.

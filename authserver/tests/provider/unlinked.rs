@@ -39,8 +39,11 @@ async fn an_account_that_is_untied_ends_its_sessions_and_no_others() {
     }
     assert_eq!(server.refresh(text(&first, "refresh_token")).await.0, StatusCode::OK);
 
+    // What she let in from there goes with it.
+    let device = super::signed_in::device(&mut at_corp, &server).await;
     let done = server.store.unlink_upstream(&name, &corp_issuer, "u-1", now).await.unwrap();
-    assert_eq!(done.ended, 1);
+    assert_eq!(done.ended, 2);
+    assert!(!super::signed_in::device_goes_on(&server, &device).await);
     assert_eq!((done.left.password, done.left.passkeys), (false, 0));
     let left: Vec<_> = done.left.providers.iter().map(|at| (&*at.issuer, &*at.subject)).collect();
     assert_eq!(left, [(&*lab.issuer(), "l-7")]);

@@ -3,7 +3,7 @@
 use axum::{extract::RawForm, response::Response};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Answer, Change, day};
+use super::{Answer, Change, day, minute};
 use crate::{
     http::{
         bearer::Actor,
@@ -160,11 +160,6 @@ fn explain(scopes: &str) -> String {
     let told = told.iter().filter(|(scope, _)| scope::contains(scopes, scope));
     let told: Vec<&str> = told.map(|(_, text)| *text).collect();
     if told.is_empty() { "say who you are".to_owned() } else { told.join(", ") }
-}
-
-/// `2026-11-24 09:30 UTC`
-fn minute(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
 /// Answers with the token itself: it is in no address, no cookie and no other page.
