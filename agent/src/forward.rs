@@ -14,20 +14,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    queue,
+    owner, queue,
     session::{copy_out, feed},
 };
 
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long the other side may take to confirm a channel that we open.
-const CONFIRM: Duration = Duration::from_secs(30);
+pub const CONFIRM: Duration = Duration::from_secs(30);
 
 /// How long a closed channel's last bytes may take to be delivered.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Most connections of one remote forwarding at a time.
-const ACCEPTED_MAX: usize = 128;
+pub const ACCEPTED_MAX: usize = 128;
 
 /// Which addresses are the pod's own.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,17 @@ impl Loopback {
             }
         };
         Some(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
+    /// Of the candidates, what the workspace itself answers at: a stand-in for the loopback shares a
+    /// machine with others, whose servers are not to be reached.
+    pub async fn answering(&self, candidates: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let (Some(own), Some(port)) = (self.instead, candidates.first().map(SocketAddr::port))
+        else {
+            return candidates;
+        };
+        let found = tokio::task::spawn_blocking(move || owner::find(own, port)).await;
+        found.ok().flatten().into_iter().collect()
     }
 
     /// Where remote forwarding listens, whatever address was asked for.

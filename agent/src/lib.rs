@@ -8,6 +8,7 @@ mod detach;
 mod forward;
 mod install;
 mod login;
+mod owner;
 mod process;
 mod pty;
 mod queue;
@@ -15,6 +16,7 @@ mod server;
 mod session;
 mod settings;
 mod sftp;
+mod streamlocal;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 

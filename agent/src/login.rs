@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use domain::variables;
 use nix::unistd::{User, getuid};
 use tokio::process::Command;
 
@@ -60,6 +61,8 @@ impl Login {
                 command.env_remove(name);
             }
         }
+        // bash reads ~/.bashrc for a command over SSH in the outermost shell only.
+        command.env_remove("SHLVL");
         command.env("SHELL", &self.shell).env("HOME", &self.home).current_dir(&self.home);
         if let Some(user) = &self.user {
             command.env("USER", user).env("LOGNAME", user);
@@ -75,35 +78,7 @@ fn is_shell(path: &Path) -> bool {
         && std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
-/// Variables that a client may set: its language and its terminal, and nothing that changes how
-/// programs are loaded or found.
+/// Variables that the gateway may set: those that it passes on, and its own. It is the only client.
 pub fn may_set(name: &str) -> bool {
-    let short = name.len() <= 64;
-    let plain = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
-    let listed = matches!(
-        name,
-        "LANG"
-            | "LANGUAGE"
-            | "COLORTERM"
-            | "NO_COLOR"
-            | "TERM_PROGRAM"
-            | "TERM_PROGRAM_VERSION"
-            | "TZ"
-    );
-    short && plain && (listed || name.starts_with("LC_"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_language_and_terminal_may_be_set() {
-        for good in ["LANG", "LC_ALL", "LC_TIME", "COLORTERM"] {
-            assert!(may_set(good), "{good}");
-        }
-        for bad in ["LD_PRELOAD", "PATH", "BASH_ENV", "LC_X=Y", "lc_all", "", "LC_\n"] {
-            assert!(!may_set(bad), "{bad}");
-        }
-    }
+    variables::passes(name) || variables::CONNECTION.contains(&name)
 }

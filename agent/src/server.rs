@@ -21,6 +21,7 @@ use crate::{
     login::{Login, may_set},
     session::{self, SFTP},
     settings::{Settings, authorized_now},
+    streamlocal,
 };
 
 /// How long a connection may take to sign in.
@@ -162,7 +163,8 @@ struct Connection {
     stop: CancellationToken,
     _ended: DropGuard,
     sessions: tokio_util::task::TaskTracker,
-    forwardings: HashMap<(String, u32), DropGuard>,
+    /// By what the client asked for; a Unix socket has no port.
+    forwardings: HashMap<(String, Option<u32>), DropGuard>,
     channels: HashMap<ChannelId, CancellationToken>,
 }
 
@@ -245,7 +247,9 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
+        let loopback = self.shared.loopback;
         tokio::spawn(async move {
+            let candidates = loopback.answering(candidates).await;
             match forward::connect(&candidates).await {
                 Ok(stream) => {
                     reply.accept().await;
@@ -300,7 +304,7 @@ impl Handler for Connection {
         };
         *port = u32::from(local.port());
         let stop = self.stop.child_token();
-        let key = (address.to_owned(), *port);
+        let key = (address.to_owned(), Some(*port));
         let work =
             forward::listen(listener, address.to_owned(), *port, session.handle(), stop.clone());
         tokio::spawn(work);
@@ -314,7 +318,37 @@ impl Handler for Connection {
         port: u32,
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(self.forwardings.remove(&(address.to_owned(), port)).is_some())
+        Ok(self.forwardings.remove(&(address.to_owned(), Some(port))).is_some())
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        path: &str,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        if self.forwardings.len() >= FORWARDINGS_MAX {
+            return Ok(false);
+        }
+        let socket = match streamlocal::bind(self.shared.login.home().join(path)).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::info!(%error, "a socket cannot be forwarded");
+                return Ok(false);
+            }
+        };
+        let stop = self.stop.child_token();
+        let work = streamlocal::listen(socket, path.to_owned(), session.handle(), stop.clone());
+        self.sessions.spawn(work);
+        self.forwardings.insert((path.to_owned(), None), stop.drop_guard());
+        Ok(true)
+    }
+
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.forwardings.remove(&(path.to_owned(), None)).is_some())
     }
 
     // Answers are given here, in the order of the requests; the channel's task carries them out and

@@ -2,7 +2,10 @@
 //!
 //! The connection's handler answers requests; here they are carried out, in one task per channel.
 
-use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc};
+use std::{
+    io, os::unix::process::ExitStatusExt, path::PathBuf, pin::pin, process::ExitStatus, sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use russh::{
@@ -24,6 +27,9 @@ const CHUNK: usize = 32 << 10;
 
 /// Most variables that a client may set.
 const VARIABLES_MAX: usize = 32;
+
+/// How long the rest of a program's output may take before its status is told without it.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// The code of a session whose program could not be started.
 const CANNOT_START: u32 = 127;
@@ -47,6 +53,8 @@ enum End {
     /// Of file transfer.
     Done,
     Failed(String),
+    /// The program ended, and the client knows how.
+    Told,
     /// The client closed the channel or is gone: there is nobody to tell.
     HungUp,
 }
@@ -61,7 +69,7 @@ pub async fn run(
     let (mut read, write) = channel.split();
     let work = async {
         match prepare(&mut read).await {
-            Some((setup, start)) => serve(&login, setup, start, &mut read, &write).await,
+            Some((setup, start)) => serve(&login, setup, start, &mut read, &write, &handle).await,
             None => End::HungUp,
         }
     };
@@ -125,15 +133,12 @@ async fn serve(
     start: Start,
     read: &mut ChannelReadHalf,
     write: &ChannelWriteHalf<Msg>,
+    handle: &Handle,
 ) -> End {
     let mut command = match start {
         Start::Shell => login.shell(),
         Start::Exec(line) => login.exec(&line),
-        Start::Sftp => {
-            let (ours, theirs) = tokio::io::duplex(512 << 10);
-            sftp::start(theirs, login.home().to_owned());
-            return transfer(ours, read, write).await;
-        }
+        Start::Sftp => return transfer(login.home().to_owned(), read, write).await,
     };
     command.envs(setup.variables);
     let started = match &setup.terminal {
@@ -142,7 +147,7 @@ async fn serve(
     };
     match started {
         Ok(Running::Terminal((program, master))) => terminal(program, &master, read, write).await,
-        Ok(Running::Pipes((program, pipes))) => piped(program, pipes, read, write).await,
+        Ok(Running::Pipes((program, pipes))) => piped(program, pipes, read, write, handle).await,
         Err(error) => End::Failed(format!("cannot start the shell: {error}")),
     }
 }
@@ -218,36 +223,47 @@ async fn piped(
     pipes: Pipes,
     read: &mut ChannelReadHalf,
     write: &ChannelWriteHalf<Msg>,
+    handle: &Handle,
 ) -> End {
     let group = program.group();
     let (sender, receiver) = queue::queue();
     let input = inbound(read, sender, |message| deliver(group, &message));
     let work = async {
-        let (_, _, status) = tokio::join!(
-            copy_out(pipes.stdout, write, None),
-            copy_out(pipes.stderr, write, Some(1)),
-            program.wait(),
-        );
-        status
+        let mut outputs = pin!(async {
+            let _ = tokio::join!(
+                copy_out(pipes.stdout, write, None),
+                copy_out(pipes.stderr, write, Some(1)),
+            );
+        });
+        let mut read_out = false;
+        let status = loop {
+            tokio::select! {
+                status = program.wait() => break status,
+                () = &mut outputs, if !read_out => read_out = true,
+            }
+        };
+        // Something that the program left in the background may hold its outputs open.
+        if !read_out {
+            read_out = tokio::time::timeout(LAST_OUTPUT, &mut outputs).await.is_ok();
+        }
+        tell(handle, write, ended(status)).await;
+        if !read_out {
+            outputs.await;
+        }
     };
     tokio::select! {
-        status = work => ended(status),
+        () = work => End::Told,
         () = input => End::HungUp,
         () = forever(feed(receiver, pipes.stdin)) => End::HungUp,
     }
 }
 
-async fn transfer(
-    stream: tokio::io::DuplexStream,
-    read: &mut ChannelReadHalf,
-    write: &ChannelWriteHalf<Msg>,
-) -> End {
-    let (from, to) = tokio::io::split(stream);
+async fn transfer(home: PathBuf, read: &mut ChannelReadHalf, write: &ChannelWriteHalf<Msg>) -> End {
     let (sender, receiver) = queue::queue();
+    let send = |bytes| async { write.data_bytes(bytes).await.map_err(io::Error::other) };
     tokio::select! {
-        _ = copy_out(from, write, None) => End::Done,
+        () = sftp::serve(receiver, send, home) => End::Done,
         () = inbound(read, sender, |_| ()) => End::HungUp,
-        () = forever(feed(receiver, to)) => End::HungUp,
     }
 }
 
@@ -326,24 +342,22 @@ fn ended(status: io::Result<ExitStatus>) -> End {
     }
 }
 
-async fn finish(handle: &Handle, write: &ChannelWriteHalf<Msg>, end: End) {
-    let id = write.id();
+/// Says how the program ended. Always before the end of its output: a client that has that answers
+/// with its own close, and what comes after is for nobody.
+async fn tell(handle: &Handle, write: &ChannelWriteHalf<Msg>, end: End) {
     // Errors mean that the connection is gone.
     match end {
         End::Exited(status) => {
             if let Some(signal) = status.signal() {
-                let (name, core) = (process::name(signal), status.core_dumped());
-                let _ = write.eof().await;
-                let _ =
-                    handle.exit_signal_request(id, name, core, String::new(), String::new()).await;
+                let (id, name, core) = (write.id(), process::name(signal), status.core_dumped());
+                let told = handle.exit_signal_request(id, name, core, String::new(), String::new());
+                let _ = told.await;
             } else {
                 let code = status.code().and_then(|code| u32::try_from(code).ok());
-                let _ = write.eof().await;
                 let _ = write.exit_status(code.unwrap_or(CANNOT_START)).await;
             }
         }
         End::Done => {
-            let _ = write.eof().await;
             let _ = write.exit_status(0).await;
         }
         End::Failed(reason) => {
@@ -351,7 +365,14 @@ async fn finish(handle: &Handle, write: &ChannelWriteHalf<Msg>, end: End) {
             let _ = write.extended_data_bytes(1, line.into_bytes()).await;
             let _ = write.exit_status(CANNOT_START).await;
         }
-        End::HungUp => {}
+        End::Told | End::HungUp => {}
+    }
+}
+
+async fn finish(handle: &Handle, write: &ChannelWriteHalf<Msg>, end: End) {
+    if !matches!(end, End::HungUp) {
+        tell(handle, write, end).await;
+        let _ = write.eof().await;
     }
     let _ = write.close().await;
 }

@@ -1,30 +1,27 @@
 //! File transfer: SFTP version 3 (draft-ietf-secsh-filexfer-02) with OpenSSH's extensions.
 //!
-//! File calls run on a few threads beside, so that a slow volume holds up nobody else's session.
-//! Nothing is synced to disk unless the client asks for it.
+//! Names are bytes from one end to the other. File calls run on a few threads beside, so that a slow
+//! volume holds up nobody else's session. Nothing is synced to disk unless the client asks for it.
 
 mod attributes;
 mod extended;
 mod files;
+mod packet;
 
-use std::{collections::HashMap, io, path::PathBuf};
+use std::{collections::HashMap, ffi::OsStr, io, os::unix::ffi::OsStrExt, path::PathBuf};
 
-use russh_sftp::{
-    protocol::{
-        Attrs, Data, File, FileAttributes, Handle, Name, OpenFlags, Packet, Status, StatusCode,
-        Version,
-    },
-    server::{Config, Handler, StatusReply, run_with_config},
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use self::{
+    files::{File, Folder, Open},
+    packet::{Code, DATA_HEAD, PACKET_MAX, Packet, Packets, Request},
 };
-use tokio::io::DuplexStream;
-
-use self::files::{Directory, Open};
-
-/// Longest packet, in bytes: OpenSSH's own limit.
-const PACKET_MAX: u32 = 256 << 10;
+use crate::queue;
 
 /// Most bytes read or written by one request: a packet without its head.
-const DATA_MAX: u32 = PACKET_MAX - 1024;
+const DATA_MAX: u32 = PACKET_MAX as u32 - 1024;
 
 /// Most files and folders open at a time.
 const OPEN_MAX: usize = 128;
@@ -32,228 +29,276 @@ const OPEN_MAX: usize = 128;
 /// Names per answer when a folder is listed.
 const NAMES_MAX: usize = 100;
 
-/// Serves until the other end of the stream is closed. Paths that are not absolute start at `home`.
-pub fn start(stream: DuplexStream, home: PathBuf) {
-    let session = Session { home, open: HashMap::new(), last: 0 };
-    let config = Config { max_client_packet_len: PACKET_MAX };
-    tokio::spawn(run_with_config(stream, session, config));
+/// Answers that wait to be sent while the next request is carried out.
+const ANSWERS_MAX: usize = 2;
+
+/// Serves until the input ends, the answers cannot be sent, or a packet has a length that cannot be.
+/// Paths that are not absolute start at `home`.
+pub async fn serve<F>(mut input: queue::Receiver, mut send: impl FnMut(Bytes) -> F, home: PathBuf)
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let (answers, mut waiting) = mpsc::channel::<Bytes>(ANSWERS_MAX);
+    let work = async move {
+        let mut session = Session { home, open: HashMap::new(), last: 0 };
+        let mut packets = Packets::default();
+        while let Some(bytes) = input.pop().await {
+            packets.push(&bytes);
+            loop {
+                match packets.next() {
+                    Ok(None) => break,
+                    Ok(Some(body)) => {
+                        let Some(packet) = Packet::parse(body) else { return };
+                        if answers.send(session.answer(packet).await).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(packet::OutOfStep) => {
+                        tracing::info!("a file transfer was ended: its packets are not SFTP");
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    let sending = async {
+        while let Some(answer) = waiting.recv().await {
+            if send(answer).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Ends with `sending`: when the answers have ended and are sent, or cannot be sent any more.
+    let mut work = std::pin::pin!(work);
+    let mut sending = std::pin::pin!(sending);
+    tokio::select! {
+        () = &mut work => sending.await,
+        () = &mut sending => {}
+    }
 }
 
 struct Session {
     home: PathBuf,
-    open: HashMap<u64, Open>,
-    last: u64,
+    open: HashMap<u32, Open>,
+    last: u32,
 }
 
-type Reply<T> = Result<T, StatusReply>;
-
-fn error(error: io::Error) -> StatusReply {
-    let code = match error.kind() {
-        io::ErrorKind::NotFound => StatusCode::NoSuchFile,
-        io::ErrorKind::PermissionDenied => StatusCode::PermissionDenied,
-        io::ErrorKind::Unsupported => StatusCode::OpUnsupported,
-        _ => StatusCode::Failure,
-    };
-    let text = error.to_string();
-    // Rust appends " (os error 2)", which tells a person nothing.
-    code.with_message(text.split(" (os error").next().unwrap_or(&text))
+/// Why a request is answered with a status that is not `Ok`.
+#[derive(Debug)]
+struct Refusal {
+    code: Code,
+    text: String,
 }
 
-fn done(id: u32) -> Status {
-    Status {
-        id,
-        status_code: StatusCode::Ok,
-        error_message: String::new(),
-        language_tag: String::new(),
+type Reply = Result<Bytes, Refusal>;
+
+impl Refusal {
+    fn failure(text: &str) -> Self {
+        Self { code: Code::Failure, text: text.to_owned() }
     }
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        let text = match code {
+            Code::Ok => "done",
+            Code::Eof => "end of file",
+            Code::NoSuchFile => "no such file",
+            Code::PermissionDenied => "permission denied",
+            Code::Failure => "failure",
+            Code::BadMessage => "the request is cut short",
+            Code::Unsupported => "this server does not do that",
+        };
+        Self { code, text: text.to_owned() }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => Code::NoSuchFile,
+            io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+            io::ErrorKind::Unsupported => Code::Unsupported,
+            _ => Code::Failure,
+        };
+        let text = error.to_string();
+        // Rust appends " (os error 2)", which tells a person nothing.
+        let text = text.split(" (os error").next().unwrap_or_default();
+        Self { code, text: text.to_owned() }
+    }
+}
+
+fn done(id: u32) -> Bytes {
+    packet::status(id, Code::Ok, "")
 }
 
 /// Runs file calls on a thread beside.
 async fn beside<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Reply<T> {
+) -> Result<T, Refusal> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(error),
-        Err(_) => Err(StatusCode::Failure.into()),
+        Ok(result) => result.map_err(Refusal::from),
+        Err(_) => Err(Code::Failure.into()),
     }
 }
 
 impl Session {
-    fn path(&self, path: &str) -> PathBuf {
-        self.home.join(path)
+    fn path(&self, path: &[u8]) -> PathBuf {
+        self.home.join(OsStr::from_bytes(path))
     }
 
-    fn keep(&mut self, id: u32, open: Open) -> Reply<Handle> {
+    /// A handle is four bytes for the client to give back.
+    fn keep(&mut self, id: u32, open: Open) -> Reply {
         if self.open.len() >= OPEN_MAX {
-            return Err(StatusCode::Failure.with_message("too many open files"));
+            return Err(Refusal::failure("too many open files"));
         }
-        self.last += 1;
+        while self.open.contains_key(&self.last) {
+            self.last = self.last.wrapping_add(1);
+        }
         self.open.insert(self.last, open);
-        Ok(Handle { id, handle: self.last.to_string() })
+        Ok(packet::handle(id, &self.last.to_be_bytes()))
     }
 
-    fn find(&self, handle: &str) -> Reply<&Open> {
-        let found = handle.parse().ok().and_then(|number: u64| self.open.get(&number));
-        found.ok_or_else(|| StatusCode::Failure.with_message("no such handle"))
+    fn find(&self, handle: &Bytes) -> Result<&Open, Refusal> {
+        number(handle)
+            .and_then(|number| self.open.get(&number))
+            .ok_or_else(|| Refusal::failure("no such handle"))
     }
 
-    fn file(&self, handle: &str) -> Reply<files::File> {
+    fn file(&self, handle: &Bytes) -> Result<File, Refusal> {
         match self.find(handle)? {
             Open::File(file) => Ok(file.clone()),
-            Open::Directory(_) => Err(StatusCode::Failure.with_message("this is a folder")),
+            Open::Folder(_) => Err(Refusal::failure("this is a folder")),
         }
+    }
+
+    fn folder(&self, handle: &Bytes) -> Result<Folder, Refusal> {
+        match self.find(handle)? {
+            Open::Folder(folder) => Ok(folder.clone()),
+            Open::File(_) => Err(Refusal::failure("this is a file")),
+        }
+    }
+
+    async fn answer(&mut self, packet: Packet) -> Bytes {
+        match packet {
+            Packet::Init => packet::version(&extended::OFFERED),
+            Packet::Request { id, request } => {
+                let answer = match request {
+                    Some(request) => self.carry_out(id, request).await,
+                    None => Err(Code::BadMessage.into()),
+                };
+                answer.unwrap_or_else(|Refusal { code, text }| packet::status(id, code, &text))
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, id: u32, request: Request) -> Reply {
+        match request {
+            Request::Open { path, flags, attributes } => {
+                let path = self.path(&path);
+                let file = beside(move || files::open(&path, flags, attributes.mode)).await?;
+                return self.keep(id, Open::File(file));
+            }
+            Request::Close { handle } => {
+                self.find(&handle)?;
+                let gone = number(&handle).and_then(|number| self.open.remove(&number));
+                // The last reference closes the file, which a volume may take its time for.
+                beside(move || {
+                    drop(gone);
+                    Ok(())
+                })
+                .await?;
+            }
+            Request::Read { handle, offset, length } => {
+                let file = self.file(&handle)?;
+                let length = length.min(DATA_MAX) as usize;
+                let room = beside(move || file.read(offset, length)).await?;
+                if room.len() == DATA_HEAD && length > 0 {
+                    return Err(Code::Eof.into());
+                }
+                return Ok(packet::data(id, room));
+            }
+            Request::Write { handle, offset, data } => {
+                let file = self.file(&handle)?;
+                beside(move || file.write(offset, &data)).await?;
+            }
+            Request::LinkStatus { path } => {
+                let path = self.path(&path);
+                let metadata = beside(move || std::fs::symlink_metadata(path)).await?;
+                return Ok(packet::attributes(id, &attributes::of(&metadata)));
+            }
+            Request::Status { path } => {
+                let path = self.path(&path);
+                let metadata = beside(move || std::fs::metadata(path)).await?;
+                return Ok(packet::attributes(id, &attributes::of(&metadata)));
+            }
+            Request::HandleStatus { handle } => {
+                let file = self.file(&handle)?;
+                let metadata = beside(move || file.metadata()).await?;
+                return Ok(packet::attributes(id, &attributes::of(&metadata)));
+            }
+            Request::Set { path, attributes } => {
+                let path = self.path(&path);
+                beside(move || attributes::set(&path, &attributes, true)).await?;
+            }
+            Request::HandleSet { handle, attributes } => {
+                let file = self.file(&handle)?;
+                beside(move || file.set(&attributes)).await?;
+            }
+            Request::OpenFolder { path } => {
+                let path = self.path(&path);
+                let folder = beside(move || Folder::open(path)).await?;
+                return self.keep(id, Open::Folder(folder));
+            }
+            Request::ReadFolder { handle } => {
+                let folder = self.folder(&handle)?;
+                let found = beside(move || folder.next(NAMES_MAX, Timestamp::now())).await?;
+                if found.is_empty() {
+                    return Err(Code::Eof.into());
+                }
+                return Ok(packet::names(id, &found));
+            }
+            Request::Remove { path } => {
+                let path = self.path(&path);
+                beside(move || std::fs::remove_file(path)).await?;
+            }
+            Request::MakeFolder { path, attributes } => {
+                let path = self.path(&path);
+                beside(move || files::create_folder(&path, attributes.mode)).await?;
+            }
+            Request::RemoveFolder { path } => {
+                let path = self.path(&path);
+                beside(move || std::fs::remove_dir(path)).await?;
+            }
+            Request::RealPath { path } => {
+                let path = self.path(&path);
+                let real = beside(move || Ok(files::real_path(&path))).await?;
+                return Ok(packet::name(id, real.as_os_str()));
+            }
+            Request::Rename { from, to } => {
+                let (from, to) = (self.path(&from), self.path(&to));
+                beside(move || files::rename_without_overwriting(&from, &to)).await?;
+            }
+            Request::ReadLink { path } => {
+                let path = self.path(&path);
+                let target = beside(move || std::fs::read_link(path)).await?;
+                return Ok(packet::name(id, target.as_os_str()));
+            }
+            Request::Link { target, link } => {
+                let link = self.path(&link);
+                let make = move || std::os::unix::fs::symlink(OsStr::from_bytes(&target), link);
+                beside(make).await?;
+            }
+            Request::Extended { name, rest } => return self.extension(id, &name, rest).await,
+            Request::Unknown => return Err(Code::Unsupported.into()),
+        }
+        Ok(done(id))
     }
 }
 
-impl Handler for Session {
-    type Error = StatusReply;
-
-    fn unimplemented(&self) -> StatusReply {
-        StatusCode::OpUnsupported.into()
-    }
-
-    async fn init(&mut self, _version: u32, _: HashMap<String, String>) -> Reply<Version> {
-        let mut version = Version::new();
-        for (name, revision) in extended::OFFERED {
-            version.extensions.insert(name.to_owned(), revision.to_owned());
-        }
-        Ok(version)
-    }
-
-    async fn open(
-        &mut self,
-        id: u32,
-        filename: String,
-        flags: OpenFlags,
-        attributes: FileAttributes,
-    ) -> Reply<Handle> {
-        let path = self.path(&filename);
-        let file = beside(move || files::open(&path, flags, attributes.permissions)).await?;
-        self.keep(id, Open::File(file))
-    }
-
-    async fn close(&mut self, id: u32, handle: String) -> Reply<Status> {
-        self.find(&handle)?;
-        if let Ok(number) = handle.parse::<u64>() {
-            self.open.remove(&number);
-        }
-        Ok(done(id))
-    }
-
-    async fn read(&mut self, id: u32, handle: String, offset: u64, length: u32) -> Reply<Data> {
-        let file = self.file(&handle)?;
-        let length = length.min(DATA_MAX) as usize;
-        let data = beside(move || file.read(offset, length)).await?;
-        if data.is_empty() && length > 0 {
-            return Err(StatusCode::Eof.into());
-        }
-        Ok(Data { id, data })
-    }
-
-    async fn write(
-        &mut self,
-        id: u32,
-        handle: String,
-        offset: u64,
-        data: Vec<u8>,
-    ) -> Reply<Status> {
-        let file = self.file(&handle)?;
-        beside(move || file.write(offset, &data)).await?;
-        Ok(done(id))
-    }
-
-    async fn lstat(&mut self, id: u32, path: String) -> Reply<Attrs> {
-        let path = self.path(&path);
-        let metadata = beside(move || std::fs::symlink_metadata(path)).await?;
-        Ok(Attrs { id, attrs: attributes::of(&metadata) })
-    }
-
-    async fn stat(&mut self, id: u32, path: String) -> Reply<Attrs> {
-        let path = self.path(&path);
-        let metadata = beside(move || std::fs::metadata(path)).await?;
-        Ok(Attrs { id, attrs: attributes::of(&metadata) })
-    }
-
-    async fn fstat(&mut self, id: u32, handle: String) -> Reply<Attrs> {
-        let file = self.file(&handle)?;
-        let metadata = beside(move || file.metadata()).await?;
-        Ok(Attrs { id, attrs: attributes::of(&metadata) })
-    }
-
-    async fn setstat(&mut self, id: u32, path: String, change: FileAttributes) -> Reply<Status> {
-        let path = self.path(&path);
-        beside(move || attributes::set(&path, &change, true)).await?;
-        Ok(done(id))
-    }
-
-    async fn fsetstat(&mut self, id: u32, handle: String, change: FileAttributes) -> Reply<Status> {
-        let file = self.file(&handle)?;
-        beside(move || file.set(&change)).await?;
-        Ok(done(id))
-    }
-
-    async fn opendir(&mut self, id: u32, path: String) -> Reply<Handle> {
-        let path = self.path(&path);
-        let directory = beside(move || Directory::open(path)).await?;
-        self.keep(id, Open::Directory(directory))
-    }
-
-    async fn readdir(&mut self, id: u32, handle: String) -> Reply<Name> {
-        let Open::Directory(directory) = self.find(&handle)? else {
-            return Err(StatusCode::Failure.with_message("this is a file"));
-        };
-        let directory = directory.clone();
-        let files = beside(move || directory.next(NAMES_MAX)).await?;
-        if files.is_empty() {
-            return Err(StatusCode::Eof.into());
-        }
-        Ok(Name { id, files })
-    }
-
-    async fn remove(&mut self, id: u32, filename: String) -> Reply<Status> {
-        let path = self.path(&filename);
-        beside(move || std::fs::remove_file(path)).await?;
-        Ok(done(id))
-    }
-
-    async fn mkdir(&mut self, id: u32, path: String, attrs: FileAttributes) -> Reply<Status> {
-        let path = self.path(&path);
-        beside(move || files::create_folder(&path, attrs.permissions)).await?;
-        Ok(done(id))
-    }
-
-    async fn rmdir(&mut self, id: u32, path: String) -> Reply<Status> {
-        let path = self.path(&path);
-        beside(move || std::fs::remove_dir(path)).await?;
-        Ok(done(id))
-    }
-
-    async fn realpath(&mut self, id: u32, path: String) -> Reply<Name> {
-        let path = self.path(&path);
-        let real = beside(move || Ok(files::real_path(&path))).await?;
-        Ok(Name { id, files: vec![File::dummy(files::text(real)?)] })
-    }
-
-    async fn rename(&mut self, id: u32, oldpath: String, newpath: String) -> Reply<Status> {
-        let (from, to) = (self.path(&oldpath), self.path(&newpath));
-        beside(move || files::rename_without_overwriting(&from, &to)).await?;
-        Ok(done(id))
-    }
-
-    async fn readlink(&mut self, id: u32, path: String) -> Reply<Name> {
-        let path = self.path(&path);
-        let target = beside(move || std::fs::read_link(path)).await?;
-        Ok(Name { id, files: vec![File::dummy(files::text(target)?)] })
-    }
-
-    /// OpenSSH sends the target first, against the draft, and all others have followed it.
-    async fn symlink(&mut self, id: u32, linkpath: String, targetpath: String) -> Reply<Status> {
-        let (target, link) = (linkpath, self.path(&targetpath));
-        beside(move || std::os::unix::fs::symlink(target, link)).await?;
-        Ok(done(id))
-    }
-
-    async fn extended(&mut self, id: u32, request: String, data: Vec<u8>) -> Reply<Packet> {
-        self.extension(id, &request, data).await
-    }
+fn number(handle: &Bytes) -> Option<u32> {
+    handle.as_ref().try_into().ok().map(u32::from_be_bytes)
 }
+
+#[cfg(test)]
+mod tests;

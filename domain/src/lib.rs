@@ -17,5 +17,6 @@ pub mod route;
 pub mod token;
 pub mod traffic;
 pub mod upstream;
+pub mod variables;
 pub mod wake;
 pub mod workload;

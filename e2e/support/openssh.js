@@ -77,8 +77,9 @@ export class SshHome {
   }
 
   /** A client that stays, as for forwarding. Answers the child process; its stderr is in `.said`. */
-  background(flags, { user } = {}) {
-    const child = spawn('ssh', this.sshArguments({ user, flags }), {
+  background(flags, { user, command } = {}) {
+    const args = [...this.sshArguments({ user, flags }), ...(command ? [command] : [])];
+    const child = spawn('ssh', args, {
       stdio: ['ignore', 'ignore', 'pipe'],
       env: { ...process.env, ...this.environment },
     });

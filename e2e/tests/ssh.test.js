@@ -120,6 +120,35 @@ test('ssh -R gives the workspace a port of this machine', { ...withSsh, ...needs
   assert.equal(result.stdout, 'from outside\n', result.stderr);
 });
 
+test('localhost in ssh -L is the workspace\'s own, and not the machine\'s', { ...withSsh, ...needs('ssh', 'python3'), timeout: 60_000 }, async () => {
+  const [inside, local, localToMachine] = [await freePort(), await freePort(), await freePort()];
+  const onMachine = http.createServer((_, response) => response.end('the machine\'s\n'));
+  await new Promise((resolve) => onMachine.listen(0, '127.0.0.1', resolve));
+  after(() => onMachine.close());
+  const serve = `mkdir -p /tmp/e2e-$$ && cd /tmp/e2e-$$ && echo inside > index.html && exec python3 -m http.server -b 127.0.0.1 ${inside}`;
+  const server = alice.background([], { command: serve });
+  after(() => server.kill());
+  const machine = onMachine.address().port;
+  const client = alice.background([
+    '-N', '-L', `127.0.0.1:${local}:localhost:${inside}`, '-L', `127.0.0.1:${localToMachine}:localhost:${machine}`,
+  ]);
+  after(() => client.kill());
+  const page = await until('the server inside to answer', () => get(`http://127.0.0.1:${local}/`));
+  assert.equal(page.text, 'inside\n');
+  await assert.rejects(get(`http://127.0.0.1:${localToMachine}/`), 'the machine\'s server is out of reach');
+  client.kill();
+  server.kill();
+});
+
+test('a command over SSH reads ~/.bashrc, as under sshd', { ...withSsh, ...needs('ssh', 'bash') }, async (t) => {
+  const command = 'export CASE=unset; f=~/.bashrc; cp -p $f $f.e2e 2>/dev/null; echo "export CASE=read" > $f; echo "${SSH_CONNECTION:-none}; $0"';
+  const asked = await alice.exec(command);
+  assert.match(asked.stdout, /^\S+ \d+ \S+ \d+; /, asked.stderr);
+  const seen = await alice.exec('echo $CASE; rm ~/.bashrc; [ ! -f ~/.bashrc.e2e ] || mv ~/.bashrc.e2e ~/.bashrc');
+  if (!/bash$/.test(asked.stdout.trim())) return t.skip('the shell of this machine\'s user is not bash');
+  assert.equal(seen.stdout, 'read\n', seen.stderr);
+});
+
 test('a terminal\'s size follows the window\'s', { ...withSsh, ...needs('ssh', 'python3') }, async () => {
   const command = ['ssh', ...alice.sshArguments({ flags: ['-tt'] })];
   const terminal = new Terminal(command, { rows: 24, columns: 80, env: alice.environment });

@@ -11,6 +11,14 @@ pub struct Config {
     /// The gateway's host key, an OpenSSH private key of type ed25519. Made at the first start and
     /// kept: clients remember it.
     pub host_key_file: PathBuf,
+    /// A host key of type ECDSA, for clients that know no ed25519, as in FIPS mode. Made and kept in
+    /// the same way. Without this setting it is `host_key_file` with `_ecdsa` appended, and is left
+    /// out where it cannot be made.
+    #[serde(default)]
+    pub host_key_ecdsa_file: Option<PathBuf>,
+    /// The same of type RSA, with `_rsa` appended.
+    #[serde(default)]
+    pub host_key_rsa_file: Option<PathBuf>,
     /// The key by which agents in the pods know the gateway. Made at the first start; its public
     /// half is written beside it, with `.pub` appended.
     pub client_key_file: PathBuf,

@@ -27,7 +27,7 @@ use crate::{
     limits::{Connections, Place},
     metrics::Counted,
     server::{Client, methods},
-    visit::Gate,
+    visit::{Ends, Gate},
 };
 
 /// Questions without an answer after which a client is gone.
@@ -35,14 +35,14 @@ const KEEPALIVES: u32 = 10;
 
 const COMPONENT: &str = "ssh";
 
-fn config(gate: &Gate, host_key: PrivateKey) -> Config {
+fn config(gate: &Gate, host_keys: Vec<PrivateKey>) -> Config {
     let limits = &gate.config.limits;
     Config {
         server_id: SshId::Standard("SSH-2.0-Dormouse".into()),
         methods: methods(),
         auth_rejection_time: Duration::from_millis(300),
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![host_key],
+        keys: host_keys,
         // Nothing with SHA-1 or CBC; compression costs more than it brings.
         preferred: Preferred {
             // Also the kinds of people's keys: clients read the list before they sign (RFC 8308,
@@ -75,8 +75,13 @@ fn signature_algorithms() -> Vec<Algorithm> {
     known.iter().filter(|algorithm| **algorithm != Algorithm::Rsa { hash: None }).cloned().collect()
 }
 
-pub async fn accept(gate: Arc<Gate>, host_key: PrivateKey, listener: TcpListener, ctx: Context) {
-    let config = Arc::new(config(&gate, host_key));
+pub async fn accept(
+    gate: Arc<Gate>,
+    host_keys: Vec<PrivateKey>,
+    listener: TcpListener,
+    ctx: Context,
+) {
+    let config = Arc::new(config(&gate, host_keys));
     let limits = &gate.config.limits;
     let connections = Connections::new(limits.connections, limits.connections_per_address);
     let tasks = TaskTracker::new();
@@ -167,12 +172,19 @@ async fn run(
     // nothing.
     let silence = limits.keepalive.saturating_mul(KEEPALIVES + 1);
     let _ = setsockopt(&stream, TcpUserTimeout, &u32::try_from(silence.as_millis()).unwrap_or(0));
+    let ends = Ends::new(from, stream.local_addr()?);
     let stream = stream.into_std()?;
     // The library's session may wait for its client without an end; this is how it is ended.
     let cut = stream.try_clone()?;
     let stream = TcpStream::from_std(stream)?;
-    let client = Client::new(gate.clone(), from.ip(), signed_in.clone(), stop.clone(), denied);
-    let running = async { russh::server::run_stream(config, stream, client).await?.await };
+    let handle = Arc::default();
+    let (signal, ended) = (signed_in.clone(), stop.clone());
+    let client = Client::new(gate.clone(), ends, signal, ended, denied, Arc::clone(&handle));
+    let running = async {
+        let session = russh::server::run_stream(config, stream, client).await?;
+        let _ = handle.set(session.handle());
+        session.await
+    };
     let late = async {
         tokio::select! {
             () = signed_in.cancelled() => std::future::pending().await,

@@ -10,7 +10,7 @@ use crate::{
     bridge::{self, ToClient},
     queue,
     refusal::Refusal,
-    visit::Visit,
+    visit::{Forwarding, Visit},
 };
 
 /// How long the client may take to confirm a channel that we open.
@@ -91,23 +91,30 @@ async fn open(
     Ok((agent, target))
 }
 
+/// Which remote forwarding a connection came in by, as the agent names it.
+pub enum Arrival {
+    Tcp { connected: (String, u32), originator: (String, u32) },
+    Unix { path: String },
+}
+
 /// A connection that the agent accepted for a remote forwarding.
 pub async fn remote(
     visit: Arc<Visit>,
     target: Channel<client::Msg>,
-    connected: (String, u32),
-    originator: (String, u32),
+    arrival: Arrival,
     reply: client::ChannelOpenHandle,
 ) {
     let count =
         |outcome| visit.gate.metrics.channels.with_label_values(&["remote-forward", outcome]);
     let place = visit.channels.clone().try_acquire_owned();
-    let opening = visit.handle.channel_open_forwarded_tcpip(
-        connected.0,
-        connected.1,
-        originator.0,
-        originator.1,
-    );
+    let opening = async {
+        match arrival {
+            Arrival::Tcp { connected: (address, port), originator: (from, number) } => {
+                visit.handle.channel_open_forwarded_tcpip(address, port, from, number).await
+            }
+            Arrival::Unix { path } => visit.handle.channel_open_forwarded_streamlocal(path).await,
+        }
+    };
     let opened = match place {
         Err(_) => Err(ChannelOpenFailure::ResourceShortage),
         Ok(place) => match tokio::time::timeout(CONFIRM, opening).await {
@@ -147,39 +154,52 @@ async fn join(visit: &Visit, channel: Channel<server::Msg>, target: Channel<clie
 /// Asks the agent to listen; returns the port. A workload that sleeps is woken: the client is told
 /// yes at once then, unless it asked for any free port and so must wait for the number.
 pub async fn listen(visit: &Arc<Visit>, address: &str, port: u32) -> Option<u32> {
+    let wanted = Forwarding::Tcp { address: address.to_owned(), port };
+    match begin(visit, wanted, port == 0).await? {
+        Forwarding::Tcp { port, .. } => Some(port),
+        Forwarding::Unix { .. } => None,
+    }
+}
+
+/// The same for a socket in the workload's file system.
+pub async fn listen_unix(visit: &Arc<Visit>, path: &str) -> bool {
+    begin(visit, Forwarding::Unix { path: path.to_owned() }, false).await.is_some()
+}
+
+/// What is listened on then; `wait` for a workload that sleeps as well.
+async fn begin(visit: &Arc<Visit>, wanted: Forwarding, wait: bool) -> Option<Forwarding> {
     let grant = visit.known().await.ok()?;
     visit.record("forwarded", Outcome::Allowed, Some("remote forwarding"));
-    if matches!(grant.readiness(), Readiness::Ready(_)) || port == 0 {
-        let wait = if port == 0 { visit.gate.config.wake_timeout } else { ANSWER };
-        return tokio::time::timeout(wait, ask(visit, address, port)).await.ok()?;
+    if wait || matches!(grant.readiness(), Readiness::Ready(_)) {
+        let deadline = if wait { visit.gate.config.wake_timeout } else { ANSWER };
+        return tokio::time::timeout(deadline, ask(visit, wanted)).await.ok()?;
     }
-    let (visit, address) = (visit.clone(), address.to_owned());
+    let (visit, later) = (visit.clone(), wanted.clone());
     tokio::spawn(async move {
         tokio::select! {
-            listening = ask(&visit, &address, port) => {
+            listening = ask(&visit, later) => {
                 if listening.is_none() {
-                    tracing::info!(port, "a remote forwarding could not be opened after the wake");
+                    tracing::info!("a remote forwarding could not be opened after the wake");
                 }
             }
             () = visit.ended.cancelled() => {}
         }
     });
-    Some(port)
+    Some(wanted)
 }
 
-async fn ask(visit: &Arc<Visit>, address: &str, port: u32) -> Option<u32> {
+async fn ask(visit: &Arc<Visit>, wanted: Forwarding) -> Option<Forwarding> {
     let agent = visit.agent(None).await.ok()?;
-    let bound = agent.listen(address, port).await?;
+    let bound = agent.listen(wanted).await?;
     let mut open = visit.forwardings.lock().ok()?;
-    open.insert((address.to_owned(), bound), agent);
+    open.insert(bound.clone(), agent);
     Some(bound)
 }
 
-pub async fn stop_listening(visit: &Visit, address: &str, port: u32) -> bool {
-    let key = (address.to_owned(), port);
-    let agent = visit.forwardings.lock().ok().and_then(|mut open| open.remove(&key));
+pub async fn stop_listening(visit: &Visit, forwarding: Forwarding) -> bool {
+    let agent = visit.forwardings.lock().ok().and_then(|mut open| open.remove(&forwarding));
     match agent {
-        Some(agent) => agent.stop_listening(address, port).await,
+        Some(agent) => agent.stop_listening(forwarding).await,
         None => false,
     }
 }

@@ -20,9 +20,17 @@ pub enum KeyError {
 
 /// The key in the file; a new ed25519 key is put there when there is none.
 pub fn open(path: &Path) -> Result<PrivateKey, KeyError> {
+    open_or_make(path, || Some(generate()))
+}
+
+/// The key in the file; what `make` makes is put there when there is none.
+pub fn open_or_make(
+    path: &Path,
+    make: impl FnOnce() -> Option<PrivateKey>,
+) -> Result<PrivateKey, KeyError> {
     if !path.exists() {
-        let pem = generate().to_openssh(LineEnding::LF);
-        let pem = pem.map_err(|_| KeyError::Form(path.to_owned()))?;
+        let pem = make().and_then(|key| key.to_openssh(LineEnding::LF).ok());
+        let pem = pem.ok_or_else(|| KeyError::Form(path.to_owned()))?;
         secret::write(path, pem.as_bytes())?;
     }
     // The format asks for the line end that `secret::read` takes away.

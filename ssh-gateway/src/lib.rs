@@ -14,6 +14,7 @@ mod certified;
 mod config;
 mod connection;
 mod forward;
+mod host_keys;
 mod keys;
 mod limits;
 mod link;
@@ -73,7 +74,7 @@ pub struct PublicKeys {
 /// Serves until the shutdown; then ends open sessions after the configured drain.
 pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
     public_keys(&config)?;
-    let host_key = keys::open(&config.host_key_file)?;
+    let host_keys = host_keys::open(&config)?;
     let client_key = keys::open(&config.client_key_file)?;
     // Kept to the end: a list without a source counts as one that says nothing more.
     let (_nobody, none_registered) = watch::channel(Arc::default());
@@ -104,6 +105,6 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         client_config: Arc::new(link::config()),
         config,
     });
-    connection::accept(gate, host_key, inputs.listener, ctx).await;
+    connection::accept(gate, host_keys, inputs.listener, ctx).await;
     Ok(())
 }

@@ -19,9 +19,9 @@ use russh::{
 use tokio::{net::TcpStream, sync::Mutex};
 
 use crate::{
-    forward,
+    forward::{self, Arrival},
     refusal::Refusal,
-    visit::Visit,
+    visit::{Forwarding, Visit},
     wake::{Teller, ready},
 };
 
@@ -209,18 +209,36 @@ impl Agent {
         opened(self.handle.channel_open_direct_streamlocal(path)).await
     }
 
-    /// The port that the agent listens on, or `None` if it does not.
-    pub async fn listen(&self, address: &str, port: u32) -> Option<u32> {
-        let asked = self.handle.tcpip_forward(address, port);
-        match tokio::time::timeout(OPEN, asked).await {
-            Ok(Ok(0)) => Some(port),
-            Ok(Ok(port)) => Some(port),
-            _ => None,
-        }
+    /// What the agent listens on, with the port that it chose, or `None` if it does not.
+    pub async fn listen(&self, wanted: Forwarding) -> Option<Forwarding> {
+        let asked = async {
+            match &wanted {
+                Forwarding::Tcp { address, port } => {
+                    self.handle.tcpip_forward(address, *port).await
+                }
+                Forwarding::Unix { path } => {
+                    self.handle.streamlocal_forward(path).await.map(|()| 0)
+                }
+            }
+        };
+        let bound = tokio::time::timeout(OPEN, asked).await.ok()?.ok()?;
+        Some(match wanted {
+            Forwarding::Tcp { address, .. } if bound != 0 => {
+                Forwarding::Tcp { address, port: bound }
+            }
+            as_asked => as_asked,
+        })
     }
 
-    pub async fn stop_listening(&self, address: &str, port: u32) -> bool {
-        let asked = self.handle.cancel_tcpip_forward(address, port);
+    pub async fn stop_listening(&self, forwarding: Forwarding) -> bool {
+        let asked = async {
+            match &forwarding {
+                Forwarding::Tcp { address, port } => {
+                    self.handle.cancel_tcpip_forward(address, *port).await
+                }
+                Forwarding::Unix { path } => self.handle.cancel_streamlocal_forward(path).await,
+            }
+        };
         matches!(tokio::time::timeout(OPEN, asked).await, Ok(Ok(())))
     }
 }
@@ -273,22 +291,28 @@ impl client::Handler for Events {
         };
         let connected = (connected_address.to_owned(), connected_port);
         let originator = (originator_address.to_owned(), originator_port);
-        tokio::spawn(forward::remote(visit, channel, connected, originator, reply));
+        let arrival = Arrival::Tcp { connected, originator };
+        tokio::spawn(forward::remote(visit, channel, arrival, reply));
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        let Some(visit) = self.visit.upgrade() else {
+            reply.reject(PROHIBITED).await;
+            return Ok(());
+        };
+        let arrival = Arrival::Unix { path: path.to_owned() };
+        tokio::spawn(forward::remote(visit, channel, arrival, reply));
         Ok(())
     }
 
     // The library accepts what is not refused here.
-
-    async fn server_channel_open_forwarded_streamlocal(
-        &mut self,
-        _channel: Channel<Msg>,
-        _path: &str,
-        reply: ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), Self::Error> {
-        reply.reject(PROHIBITED).await;
-        Ok(())
-    }
 
     async fn server_channel_open_agent_forward(
         &mut self,

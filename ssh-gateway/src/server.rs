@@ -1,15 +1,16 @@
 //! What the client may ask, and who answers. Nothing here waits for a workload, but for the answer
 //! to a remote forwarding, which the protocol wants in order.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::{Arc, OnceLock};
 
-use domain::identity::Identity;
+use domain::{identity::Identity, variables};
 use runtime::audit::Outcome;
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty,
     keys::Certificate,
     server::{
-        Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+        Auth, ChannelOpenHandle, Handle, Handler, Msg, PublicKeyOffer, Response, Session,
+        VerifiedPublicKey,
     },
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -19,12 +20,16 @@ use crate::{
     forward::{self, Destination},
     metrics::Counted,
     session,
-    visit::{Gate, Visit},
+    visit::{Ends, Forwarding, Gate, Visit},
 };
 
 /// How long somebody who may use nothing keeps the connection: enough for a session channel to say
 /// why.
 const REFUSED: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Clients show it behind words of their own.
+const TOO_MANY: &str = "dormouse: too many attempts to sign in; if your SSH agent offers many keys, \
+     name one: ssh -o IdentitiesOnly=yes -i KEY_FILE";
 
 pub fn methods() -> MethodSet {
     [MethodKind::PublicKey, MethodKind::KeyboardInteractive, MethodKind::Password][..].into()
@@ -33,7 +38,7 @@ pub fn methods() -> MethodSet {
 /// One connection. Dropped when it ends.
 pub struct Client {
     gate: Arc<Gate>,
-    from: IpAddr,
+    ends: Ends,
     signed_in: CancellationToken,
     ended: CancellationToken,
     _end: DropGuard,
@@ -43,19 +48,52 @@ pub struct Client {
     advice: Option<String>,
     /// Shared with whoever writes the audit event at the end.
     denied: Arc<std::sync::atomic::AtomicU32>,
+    /// Answers of no, which the library counts as well.
+    refused: usize,
+    /// To the client, once its session runs.
+    handle: Arc<OnceLock<Handle>>,
     visit: Option<Arc<Visit>>,
 }
 
 impl Client {
     pub fn new(
         gate: Arc<Gate>,
-        from: IpAddr,
+        ends: Ends,
         signed_in: CancellationToken,
         ended: CancellationToken,
         denied: Arc<std::sync::atomic::AtomicU32>,
+        handle: Arc<OnceLock<Handle>>,
     ) -> Self {
         let _end = ended.clone().drop_guard();
-        Self { gate, from, signed_in, ended, _end, proven: None, advice: None, denied, visit: None }
+        Self {
+            gate,
+            ends,
+            signed_in,
+            ended,
+            _end,
+            proven: None,
+            advice: None,
+            denied,
+            refused: 0,
+            handle,
+            visit: None,
+        }
+    }
+
+    /// Counts an answer of no. With the last one the client is told why it may not go on; the
+    /// library's own words, at the next attempt, name no way out.
+    async fn answered(&mut self, auth: Auth) -> Auth {
+        if !matches!(auth, Auth::Reject { .. }) {
+            return auth;
+        }
+        self.refused += 1;
+        if self.refused == self.gate.config.limits.attempts
+            && let Some(handle) = self.handle.get()
+        {
+            let reason = Disconnect::NoMoreAuthMethodsAvailable;
+            let _ = handle.disconnect(reason, TOO_MANY.to_owned(), String::new()).await;
+        }
+        auth
     }
 
     fn accept(&mut self, method: &str, user: &str, identity: Arc<Identity>) -> Auth {
@@ -120,8 +158,13 @@ struct Place {
 impl Handler for Client {
     type Error = russh::Error;
 
+    async fn auth_none(&mut self, _user: &str) -> Result<Auth, Self::Error> {
+        Ok(self.answered(Auth::reject()).await)
+    }
+
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
-        Ok(self.token("password", user, password))
+        let auth = self.token("password", user, password);
+        Ok(self.answered(auth).await)
     }
 
     /// Asks for a token, for clients and people that never send a password by themselves.
@@ -134,7 +177,8 @@ impl Handler for Client {
         if let Some(mut answers) = response {
             let answer = answers.next().unwrap_or_default();
             let answer = String::from_utf8_lossy(&answer);
-            return Ok(self.token("keyboard-interactive", user, &answer));
+            let auth = self.token("keyboard-interactive", user, &answer);
+            return Ok(self.answered(auth).await);
         }
         let instructions = self.advice.take().map(|advice| format!("dormouse: {advice}"));
         Ok(Auth::Partial {
@@ -151,7 +195,7 @@ impl Handler for Client {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
         let may = self.gate.may_offer(offer.public_key, offer.algorithm);
-        Ok(if may { Auth::Accept } else { Auth::reject() })
+        Ok(self.answered(if may { Auth::Accept } else { Auth::reject() }).await)
     }
 
     async fn auth_publickey(
@@ -159,10 +203,11 @@ impl Handler for Client {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(match self.gate.identify_by_key(key.public_key, key.algorithm) {
+        let auth = match self.gate.identify_by_key(key.public_key, key.algorithm) {
             Some(identity) => self.accept("publickey", user, identity),
             None => self.deny("publickey"),
-        })
+        };
+        Ok(self.answered(auth).await)
     }
 
     async fn auth_openssh_certificate(
@@ -170,13 +215,14 @@ impl Handler for Client {
         user: &str,
         certificate: &Certificate,
     ) -> Result<Auth, Self::Error> {
-        Ok(match self.gate.identify_by_certificate(certificate) {
+        let auth = match self.gate.identify_by_certificate(certificate) {
             Ok(identity) => self.accept("certificate", user, identity),
             Err(error) => {
                 tracing::debug!(%error, "a certificate was refused");
                 self.deny("certificate")
             }
-        })
+        };
+        Ok(self.answered(auth).await)
     }
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
@@ -188,7 +234,7 @@ impl Handler for Client {
             self.gate.clone(),
             identity,
             user,
-            self.from,
+            self.ends,
             session.handle(),
             self.ended.clone(),
         ));
@@ -267,9 +313,31 @@ impl Handler for Client {
         _session: &mut Session,
     ) -> Result<bool, Self::Error> {
         match &self.visit {
-            Some(visit) => Ok(forward::stop_listening(visit, address, port).await),
+            Some(visit) => {
+                let forwarding = Forwarding::Tcp { address: address.to_owned(), port };
+                Ok(forward::stop_listening(visit, forwarding).await)
+            }
             None => Ok(false),
         }
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(visit) = &self.visit else { return Ok(false) };
+        Ok(forward::listen_unix(visit, path).await)
+    }
+
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(visit) = &self.visit else { return Ok(false) };
+        let forwarding = Forwarding::Unix { path: path.to_owned() };
+        Ok(forward::stop_listening(visit, forwarding).await)
     }
 
     // The library remembers one wish for an answer per channel, so what can be answered without the
@@ -292,11 +360,15 @@ impl Handler for Client {
     async fn env_request(
         &mut self,
         channel: ChannelId,
-        _name: &str,
+        name: &str,
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.channel_success(channel)
+        if variables::passes(name) {
+            session.channel_success(channel)
+        } else {
+            session.channel_failure(channel)
+        }
     }
 
     async fn subsystem_request(

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use domain::activity::{Guard, How};
+use domain::{
+    activity::{Guard, How},
+    variables,
+};
 use jiff::Timestamp;
 use runtime::audit::Outcome;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, client, server};
@@ -11,15 +14,15 @@ use crate::{
     bridge::{self, Ended, ToClient},
     link::Opened,
     queue,
-    refusal::Refusal,
-    visit::Visit,
+    refusal::{Refusal, Shown},
+    visit::{Ends, Visit},
     wake::Teller,
 };
 
 /// OpenSSH's own code for "the connection failed".
 const FAILED: u32 = 255;
 
-/// Most variables that are passed on; the agent has a list of those that it takes.
+/// Most variables of a client that are looked at.
 const VARIABLES_MAX: usize = 32;
 
 const SFTP: &str = "sftp";
@@ -29,6 +32,21 @@ const SFTP: &str = "sftp";
 struct Setup {
     terminal: Option<Terminal>,
     variables: Vec<(String, String)>,
+    /// Names that are not passed on.
+    left_out: Vec<String>,
+}
+
+impl Setup {
+    fn variable(&mut self, name: String, value: String) {
+        if self.variables.len() + self.left_out.len() >= VARIABLES_MAX {
+            return;
+        }
+        if variables::passes(&name) {
+            self.variables.push((name, value));
+        } else {
+            self.left_out.push(name);
+        }
+    }
 }
 
 struct Terminal {
@@ -70,6 +88,7 @@ pub async fn run(visit: Arc<Visit>, channel: Channel<server::Msg>) {
         return;
     };
     let teller = Teller { write: &write, raw: setup.terminal.is_some() };
+    say_what_is_left_out(&setup, &start, teller).await;
     let ended = tokio::select! {
         ended = serve(&visit, setup, &start, &mut read, teller) => ended,
         () = visit.lost.cancelled() => Some(Err(visit.loss())),
@@ -106,10 +125,8 @@ async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
                     terminal.size = [col_width, row_height, pix_width, pix_height];
                 }
             }
-            ChannelMsg::SetEnv { variable_name, variable_value, .. }
-                if setup.variables.len() < VARIABLES_MAX =>
-            {
-                setup.variables.push((variable_name, variable_value));
+            ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
+                setup.variable(variable_name, variable_value);
             }
             ChannelMsg::RequestShell { .. } => return Some((setup, Start::Shell)),
             ChannelMsg::Exec { command, .. } => return Some((setup, Start::Exec(command))),
@@ -120,6 +137,19 @@ async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
             ChannelMsg::Close => return None,
             _ => {}
         }
+    }
+}
+
+/// On a terminal only: elsewhere a program may read what comes with its answer.
+async fn say_what_is_left_out(setup: &Setup, start: &Start, teller: Teller<'_>) {
+    if setup.left_out.is_empty() {
+        return;
+    }
+    let names = Shown::plain(&setup.left_out.join(", "));
+    tracing::info!(%names, "variables of a client are not passed on");
+    if setup.terminal.is_some() && !matches!(start, Start::Subsystem(_)) {
+        let listed = variables::LISTED;
+        teller.say(&format!("not passed on: {names}; the variables that are: {listed}")).await;
     }
 }
 
@@ -151,7 +181,9 @@ async fn serve(
     let work = async {
         let Opened { channel, agent } = visit.open_session(Some(teller)).await?;
         let name = grant.workload().name.clone();
-        begin(&channel, setup, start).await.map_err(|_| Refusal::Disconnected(name.clone()))?;
+        begin(&channel, setup, start, visit.ends)
+            .await
+            .map_err(|_| Refusal::Disconnected(name.clone()))?;
         let client = ToClient { write: teller.write, handle: &visit.handle };
         let ended = bridge::carry(receiver, client, channel).await;
         drop(agent);
@@ -174,12 +206,13 @@ async fn begin(
     channel: &Channel<client::Msg>,
     setup: Setup,
     start: &Start,
+    ends: Ends,
 ) -> Result<(), russh::Error> {
     // Only the start is answered, and so the first answer is the start's.
     if let Some(Terminal { term, size: [columns, rows, width, height], modes }) = setup.terminal {
         channel.request_pty(false, &term, columns, rows, width, height, &modes).await?;
     }
-    for (name, value) in setup.variables {
+    for (name, value) in setup.variables.into_iter().chain(ends.variables()) {
         channel.set_env(false, name, value).await?;
     }
     match start {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::SocketAddr,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -48,18 +48,50 @@ pub struct Gate {
     pub audit: Audit,
 }
 
+/// The two ends of a client's connection, as the gateway sees them.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends {
+    pub client: SocketAddr,
+    pub gateway: SocketAddr,
+}
+
+impl Ends {
+    pub fn new(client: SocketAddr, gateway: SocketAddr) -> Self {
+        let plain = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+        Self { client: plain(client), gateway: plain(gateway) }
+    }
+
+    /// As `ssh(1)` describes them: `SSH_CLIENT` is for programs that are older than the other one.
+    pub fn variables(self) -> [(String, String); 2] {
+        let Self { client, gateway } = self;
+        let (from, port) = (client.ip(), client.port());
+        let (here, there) = (gateway.port(), gateway.ip());
+        let values = [format!("{from} {port} {here}"), format!("{from} {port} {there} {here}")];
+        let [first, second] = domain::variables::CONNECTION.map(str::to_owned);
+        let [old, new] = values;
+        [(first, old), (second, new)]
+    }
+}
+
+/// What a client asked to have forwarded to it, by which it finds it again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Forwarding {
+    Tcp { address: String, port: u32 },
+    Unix { path: String },
+}
+
 /// One signed-in connection.
 pub struct Visit {
     pub gate: Arc<Gate>,
     pub identity: Arc<Identity>,
     /// As the client sent it; matched exactly or not at all.
     pub ssh_user: String,
-    pub from: IpAddr,
+    pub ends: Ends,
     /// To the client.
     pub handle: server::Handle,
     pub link: Link,
     /// Remote forwardings by what the client asked for, with the agent that listens.
-    pub forwardings: Mutex<HashMap<(String, u32), Arc<Agent>>>,
+    pub forwardings: Mutex<HashMap<Forwarding, Arc<Agent>>>,
     /// Places for channels.
     pub channels: Arc<Semaphore>,
     /// The right to be here is gone.
@@ -75,7 +107,7 @@ impl Visit {
         gate: Arc<Gate>,
         identity: Arc<Identity>,
         ssh_user: String,
-        from: IpAddr,
+        ends: Ends,
         handle: server::Handle,
         ended: CancellationToken,
     ) -> Self {
@@ -84,7 +116,7 @@ impl Visit {
             gate,
             identity,
             ssh_user,
-            from,
+            ends,
             handle,
             link: Link::default(),
             forwardings: Mutex::default(),
@@ -162,7 +194,7 @@ impl Visit {
                 who: Some(self.identity.user.as_str()),
                 did,
                 to: to.as_deref(),
-                from: Some(self.from),
+                from: Some(self.ends.client.ip()),
                 credential: Some(&self.identity.credential),
                 outcome,
                 detail,

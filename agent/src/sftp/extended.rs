@@ -1,21 +1,14 @@
 //! OpenSSH's extensions (its PROTOCOL file, section 4).
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use bytes::Bytes;
-use russh_sftp::{
-    extensions::{
-        ExpandPathExtension, FsyncExtension, HardlinkExtension, LimitsExtension, Statvfs,
-        StatvfsExtension,
-    },
-    protocol::{ExtendedReply, File, FileAttributes, Name, Packet, StatusCode},
-};
-use serde::{Deserialize, de::DeserializeOwned};
+use nix::sys::statvfs::{Statvfs, statvfs};
 
-use super::{DATA_MAX, OPEN_MAX, PACKET_MAX, Reply, Session, attributes, beside, done, files};
+use super::{
+    DATA_MAX, OPEN_MAX, Refusal, Reply, Session, attributes, beside, done, files,
+    packet::{self, Code, Fields, PACKET_MAX},
+};
 
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
 const HARDLINK: &str = "hardlink@openssh.com";
@@ -37,98 +30,78 @@ pub const OFFERED: [(&str, &str); 8] = [
     (EXPAND_PATH, "1"),
 ];
 
-#[derive(Deserialize)]
-struct SetAttributes {
-    path: String,
-    attributes: FileAttributes,
-}
-
-fn decode<T: DeserializeOwned>(data: Vec<u8>) -> Reply<T> {
-    russh_sftp::de::from_bytes(&mut Bytes::from(data)).map_err(|_| StatusCode::BadMessage.into())
-}
-
-fn reply(id: u32, value: &impl serde::Serialize) -> Reply<Packet> {
-    let data = russh_sftp::ser::to_bytes(value).map_err(|_| StatusCode::Failure)?;
-    Ok(ExtendedReply { id, data: data.to_vec() }.into())
-}
-
 impl Session {
-    pub(super) async fn extension(
-        &mut self,
-        id: u32,
-        request: &str,
-        data: Vec<u8>,
-    ) -> Reply<Packet> {
-        match request {
+    pub(super) async fn extension(&mut self, id: u32, name: &[u8], mut fields: Fields) -> Reply {
+        let mut string = || fields.string().ok_or(Refusal::from(Code::BadMessage));
+        match std::str::from_utf8(name).unwrap_or_default() {
             POSIX_RENAME => {
-                let HardlinkExtension { oldpath, newpath } = decode(data)?;
-                let (from, to) = (self.path(&oldpath), self.path(&newpath));
+                let (from, to) = (self.path(&string()?), self.path(&string()?));
                 beside(move || std::fs::rename(from, to)).await?;
             }
             HARDLINK => {
-                let HardlinkExtension { oldpath, newpath } = decode(data)?;
-                let (from, to) = (self.path(&oldpath), self.path(&newpath));
+                let (from, to) = (self.path(&string()?), self.path(&string()?));
                 beside(move || std::fs::hard_link(from, to)).await?;
             }
             FSYNC => {
-                let file = self.file(&decode::<FsyncExtension>(data)?.handle)?;
+                let file = self.file(&string()?)?;
                 beside(move || file.sync()).await?;
             }
             LSETSTAT => {
-                let SetAttributes { path, attributes } = decode(data)?;
-                let path = self.path(&path);
-                beside(move || attributes::set(&path, &attributes, false)).await?;
+                let path = self.path(&string()?);
+                let change = fields.attributes().ok_or(Code::BadMessage)?;
+                beside(move || attributes::set(&path, &change, false)).await?;
             }
             STATVFS => {
-                let path = self.path(&decode::<StatvfsExtension>(data)?.path);
-                return reply(id, &beside(move || space(&path)).await?);
+                let path = self.path(&string()?);
+                return Ok(space(id, &beside(move || Ok(statvfs(&path)?)).await?));
             }
             FSTATVFS => {
-                let file = self.file(&decode::<FsyncExtension>(data)?.handle)?;
-                return reply(id, &beside(move || space(file.path())).await?);
+                let file = self.file(&string()?)?;
+                return Ok(space(id, &beside(move || file.space()).await?));
             }
             LIMITS => {
-                let limits = LimitsExtension {
-                    max_packet_len: u64::from(PACKET_MAX),
-                    max_read_len: u64::from(DATA_MAX),
-                    max_write_len: u64::from(DATA_MAX),
-                    max_open_handles: OPEN_MAX as u64,
-                };
-                return reply(id, &limits);
+                return Ok(packet::extended(id)
+                    .long(PACKET_MAX as u64)
+                    .long(u64::from(DATA_MAX))
+                    .long(u64::from(DATA_MAX))
+                    .long(OPEN_MAX as u64)
+                    .done());
             }
             EXPAND_PATH => {
-                let path = self.expand(&decode::<ExpandPathExtension>(data)?.path);
-                let real = beside(move || Ok(files::real_path(&path))).await?;
-                return Ok(Name { id, files: vec![File::dummy(files::text(real)?)] }.into());
+                let path = self.expand(&string()?);
+                let real = beside(move || Ok::<_, io::Error>(files::real_path(&path))).await?;
+                return Ok(packet::name(id, real.as_os_str()));
             }
-            _ => return Err(StatusCode::OpUnsupported.into()),
+            _ => return Err(Code::Unsupported.into()),
         }
-        Ok(done(id).into())
+        Ok(done(id))
     }
 
     /// `~` and `~/x` are the home; other people's homes are not looked up.
-    fn expand(&self, path: &str) -> PathBuf {
-        match path.strip_prefix('~') {
-            Some("") => self.home.clone(),
-            Some(rest) if rest.starts_with('/') => self.home.join(rest.trim_start_matches('/')),
+    fn expand(&self, path: &Bytes) -> PathBuf {
+        match path.strip_prefix(b"~") {
+            Some(b"") => self.home.clone(),
+            Some([b'/', rest @ ..]) => {
+                let rest = rest.iter().position(|byte| *byte != b'/').and_then(|n| rest.get(n..));
+                self.path(rest.unwrap_or_default())
+            }
             _ => self.path(path),
         }
     }
 }
 
-fn space(path: &Path) -> io::Result<Statvfs> {
-    let found = nix::sys::statvfs::statvfs(path)?;
-    Ok(Statvfs {
-        block_size: found.block_size(),
-        fragment_size: found.fragment_size(),
-        blocks: found.blocks(),
-        blocks_free: found.blocks_free(),
-        blocks_avail: found.blocks_available(),
-        inodes: found.files(),
-        inodes_free: found.files_free(),
-        inodes_avail: found.files_available(),
-        fs_id: found.filesystem_id(),
-        flags: found.flags().bits(),
-        name_max: found.name_max(),
-    })
+fn space(id: u32, of: &Statvfs) -> Bytes {
+    packet::extended(id)
+        .long(of.block_size())
+        .long(of.fragment_size())
+        .long(of.blocks())
+        .long(of.blocks_free())
+        .long(of.blocks_available())
+        .long(of.files())
+        .long(of.files_free())
+        .long(of.files_available())
+        .long(of.filesystem_id())
+        .long(of.flags().bits())
+        .long(of.name_max())
+        .done()
 }

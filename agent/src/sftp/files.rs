@@ -2,104 +2,116 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    },
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
+use jiff::Timestamp;
+use nix::sys::statvfs::{Statvfs, fstatvfs};
 use parking_lot::Mutex;
-use russh_sftp::{
-    protocol::{File as Entry, FileAttributes, OpenFlags, StatusCode},
-    server::StatusReply,
-};
 
-use super::attributes;
+use super::{
+    attributes,
+    packet::{Attributes, DATA_HEAD, Entry, Flags},
+};
 
 pub enum Open {
     File(File),
-    Directory(Directory),
+    Folder(Folder),
 }
 
 #[derive(Clone)]
-pub struct File {
-    file: Arc<fs::File>,
-    path: Arc<Path>,
-}
+pub struct File(Arc<fs::File>);
 
-pub fn open(path: &Path, flags: OpenFlags, mode: Option<u32>) -> io::Result<File> {
-    let mut options = fs::OpenOptions::from(flags);
-    options.mode(mode.unwrap_or(0o666) & 0o777);
-    Ok(File { file: Arc::new(options.open(path)?), path: path.into() })
+pub fn open(path: &Path, flags: Flags, mode: Option<u32>) -> io::Result<File> {
+    let append = flags.has(Flags::APPEND);
+    let write = flags.has(Flags::WRITE) || append;
+    let create = write && flags.has(Flags::CREATE);
+    let file = fs::OpenOptions::new()
+        .read(flags.has(Flags::READ) || !write)
+        .write(write)
+        .append(append)
+        .create(create)
+        .create_new(create && flags.has(Flags::EXCLUSIVE))
+        // Nothing is both cut and appended to: what appends keeps what is there.
+        .truncate(write && !append && flags.has(Flags::TRUNCATE))
+        .mode(mode.unwrap_or(0o666) & 0o777)
+        .open(path)?;
+    Ok(File(Arc::new(file)))
 }
 
 impl File {
-    /// Fewer bytes than asked for only at the end.
+    /// [`DATA_HEAD`] bytes of room, then what was read: fewer bytes than asked for only at the end.
     pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut data = vec![0; length];
-        let mut filled = 0;
-        while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + filled as u64) {
+        let mut room = vec![0; DATA_HEAD + length];
+        let mut filled = DATA_HEAD;
+        while let Some(rest) = room.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let place = offset.saturating_add((filled - DATA_HEAD) as u64);
+            match self.0.read_at(rest, place) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // A FIFO or a device has no positions.
                 Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => {
-                    filled += io::Read::read(&mut &*self.file, rest)?;
+                    filled += io::Read::read(&mut &*self.0, rest)?;
                     break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        data.truncate(filled);
-        Ok(data)
+        room.truncate(filled);
+        Ok(room)
     }
 
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.file.write_all_at(data, offset) {
+        match self.0.write_all_at(data, offset) {
             Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => {
-                io::Write::write_all(&mut &*self.file, data)
+                io::Write::write_all(&mut &*self.0, data)
             }
             other => other,
         }
     }
 
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
-        self.file.metadata()
+        self.0.metadata()
     }
 
-    pub fn set(&self, change: &FileAttributes) -> io::Result<()> {
-        attributes::set_open(&self.file, change)
+    pub fn set(&self, change: &Attributes) -> io::Result<()> {
+        attributes::set_open(&self.0, change)
     }
 
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        self.0.sync_all()
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn space(&self) -> io::Result<Statvfs> {
+        Ok(fstatvfs(&*self.0)?)
     }
 }
 
 /// A listing in progress.
 #[derive(Clone)]
-pub struct Directory(Arc<Mutex<Listing>>);
+pub struct Folder(Arc<Mutex<Listing>>);
 
 struct Listing {
     /// `.` and `..`, which the iterator leaves out.
-    dots: Vec<(String, PathBuf)>,
+    dots: Vec<(Vec<u8>, PathBuf)>,
     entries: fs::ReadDir,
 }
 
-impl Directory {
+impl Folder {
     pub fn open(path: PathBuf) -> io::Result<Self> {
         let entries = fs::read_dir(&path)?;
-        let dots = vec![("..".to_owned(), path.join("..")), (".".to_owned(), path)];
+        let dots = vec![(b"..".to_vec(), path.join("..")), (b".".to_vec(), path)];
         Ok(Self(Arc::new(Mutex::new(Listing { dots, entries }))))
     }
 
-    /// Empty at the end. Names that are not UTF-8 cannot be said in this version of the protocol
-    /// as our library speaks it, and are left out.
-    pub fn next(&self, most: usize) -> io::Result<Vec<Entry>> {
+    /// Empty at the end.
+    pub fn next(&self, most: usize, now: Timestamp) -> io::Result<Vec<Entry>> {
         let mut listing = self.0.lock();
         let mut found = Vec::new();
         while found.len() < most {
@@ -109,14 +121,13 @@ impl Directory {
                     None => break,
                     Some(entry) => {
                         let entry = entry?;
-                        let Ok(name) = entry.file_name().into_string() else { continue };
-                        (name, entry.path())
+                        (entry.file_name().into_vec(), entry.path())
                     }
                 },
             };
             // Gone in the meantime: not worth an error.
             let Ok(metadata) = fs::symlink_metadata(path) else { continue };
-            found.push(attributes::entry(name, &metadata));
+            found.push(attributes::entry(name, &metadata, now));
         }
         Ok(found)
     }
@@ -154,9 +165,4 @@ pub fn real_path(path: &Path) -> PathBuf {
         (Some(parent), Some(name)) => parent.join(name),
         _ => plain,
     }
-}
-
-pub fn text(path: PathBuf) -> Result<String, StatusReply> {
-    let failed = |_| StatusCode::Failure.with_message("the name is not UTF-8");
-    path.into_os_string().into_string().map_err(failed)
 }

@@ -87,6 +87,8 @@ impl World {
         std::fs::create_dir(&home).unwrap();
         let mut config = Config {
             host_key_file: dir.path().join("host_key"),
+            host_key_ecdsa_file: None,
+            host_key_rsa_file: None,
             client_key_file: dir.path().join("client_key"),
             keys_url: None,
             client_id: "dormouse-gate".to_owned(),
