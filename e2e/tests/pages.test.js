@@ -114,10 +114,11 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await page.locator('summary', { hasText: 'New token' }).click();
     await page.locator('summary', { hasText: 'New key' }).click();
     await inspect(page, 'account-forms');
-    await page.getByLabel('Public key').fill('ssh-ed25519 AAAA');
+    await page.getByLabel('Name of the new key').fill('laptop');
+    await page.getByLabel('What it printed').fill('ssh-ed25519 AAAA');
     await page.getByRole('button', { name: 'Add the key' }).click();
     await page.getByRole('alert').filter({ hasText: 'damaged' }).waitFor();
-    assert.equal(await page.getByLabel('Public key').inputValue(), 'ssh-ed25519 AAAA', 'what was typed is kept');
+    assert.equal(await page.getByLabel('Name of the new key').inputValue(), 'laptop', 'what was typed is kept');
     await inspect(page, 'account-refused');
     await page.goto(issuer);
     await inspect(page, 'home');
