@@ -18,11 +18,14 @@ use crate::{
     keys::{self, KeyError},
 };
 
+/// Makes a key of one kind; `None` if the libraries cannot.
+type Make = fn() -> Option<PrivateKey>;
+
 /// The first is the one that has always been there. One of the others is left out where it does not
 /// exist and cannot be made, as beside a key from a Secret, unless a setting names it.
 pub fn open(config: &Config) -> Result<Vec<PrivateKey>, KeyError> {
     let mut found = vec![keys::open(&config.host_key_file)?];
-    let others: [(&Option<PathBuf>, &str, fn() -> Option<PrivateKey>); 2] =
+    let others: [(_, _, Make); 2] =
         [(&config.host_key_ecdsa_file, "_ecdsa", ecdsa), (&config.host_key_rsa_file, "_rsa", rsa)];
     for (named, suffix, make) in others {
         let path = named.clone().unwrap_or_else(|| beside(&config.host_key_file, suffix));

@@ -7,13 +7,61 @@ use std::{
     ffi::OsString,
     os::unix::{ffi::OsStringExt, fs::PermissionsExt},
     process::Stdio,
+    sync::Arc,
 };
 
+use russh::{ChannelMsg, keys::PublicKeyOrCertificate};
 use support::{World, key, openssh_is_here, run, text, token, write_private_key};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 /// How often a command is run whose code was lost about every second time.
 const RUNS: usize = 12;
+
+struct AnyGateway;
+
+impl russh::client::Handler for AnyGateway {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+}
+
+/// What a client that is told the end of the output does next is its close: the status comes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_is_told_before_the_end_of_the_output() {
+    let world = World::start().await;
+    let mut connection =
+        russh::client::connect(Arc::default(), ("127.0.0.1", world.port), AnyGateway)
+            .await
+            .unwrap();
+    assert!(connection.authenticate_password("lab", token("alice")).await.unwrap().success());
+    let commands = [
+        ("echo out; exit 7", false, "status 7"),
+        ("echo out; kill -TERM $$", false, "signal"),
+        ("echo out; exit 5", true, "status 5"),
+    ];
+    for (command, terminal, told) in commands {
+        let mut channel = connection.channel_open_session().await.unwrap();
+        if terminal {
+            channel.request_pty(false, "xterm", 80, 24, 0, 0, &[]).await.unwrap();
+        }
+        channel.exec(true, command).await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(message) = channel.wait().await {
+            match message {
+                ChannelMsg::Data { .. } => seen.push("output".to_owned()),
+                ChannelMsg::ExitStatus { exit_status } => {
+                    seen.push(format!("status {exit_status}"))
+                }
+                ChannelMsg::ExitSignal { .. } => seen.push("signal".to_owned()),
+                ChannelMsg::Eof => seen.push("end".to_owned()),
+                _ => {}
+            }
+        }
+        assert_eq!(seen, ["output", told, "end"], "{command}");
+    }
+}
 
 /// A client that shares its connection has closed its own side long before the command ends, and
 /// answers the end of the output at once.
@@ -39,9 +87,7 @@ async fn exit_codes_survive_a_shared_connection() {
     let output = run(shared("no", "exec >&- 2>&-; sleep 0.3; exit 9")).await;
     assert_eq!(output.status.code(), Some(9));
     // Something in the background holds the outputs: the code is known all the same.
-    let pid = world.path("background");
-    let left = format!("sleep 3 & echo $! > {}; exit 8", pid.display());
-    assert_eq!(run(shared("no", &left)).await.status.code(), Some(8));
+    assert_eq!(run(shared("no", "sleep 2 & exit 8")).await.status.code(), Some(8));
 }
 
 /// dropbear's client takes a code that it was not told for 0.
