@@ -116,8 +116,7 @@ impl Parts {
         ctx: &Context,
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
         // Keys, routes and revocations are followed until the last request has ended.
-        let behind = Context { shutdown: CancellationToken::new(), ..ctx.clone() };
-        let until_served = behind.shutdown.clone().drop_guard();
+        let (behind, until_served) = ctx.behind();
         let http = self.issuer.http().context("issuer")?;
         let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
