@@ -10,7 +10,6 @@ use proxy::{Certificates, Tls, tls_config::TlsConfig};
 use runtime::{service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio_util::sync::CancellationToken;
 
 use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
 
@@ -155,6 +154,7 @@ mod tests {
         api::{DeleteParams, Patch, PatchParams, PostParams},
     };
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
