@@ -131,7 +131,7 @@ pub async fn remote(
 
 async fn join(visit: &Visit, channel: Channel<server::Msg>, target: Channel<client::Msg>) {
     let (mut read, write) = channel.split();
-    let (sender, receiver) = visit.from_client(write.id());
+    let (sender, receiver) = visit.inbound(write.id());
     let to_client = queue::queue(visit.down.clone(), Some(queue::LIMIT));
     let client = ToClient { write: &write, handle: &visit.handle };
     let work = bridge::beside(

@@ -146,7 +146,7 @@ async fn serve(
     let guard = grant.begin(How::Ssh);
     guard.person(start.doing(), Timestamp::now());
     visit.record("opened", Outcome::Allowed, Some(start.doing()));
-    let (sender, receiver) = visit.from_client(teller.write.id());
+    let (sender, receiver) = visit.inbound(teller.write.id());
     let limit = if setup.terminal.is_some() { queue::TERMINAL_LIMIT } else { queue::LIMIT };
     let fill = bridge::fill(read, sender, |message| note(&guard, start, message));
     let work = async {

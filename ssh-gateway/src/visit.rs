@@ -108,7 +108,7 @@ impl Visit {
     }
 
     /// A queue for what comes from the client on that channel.
-    pub fn from_client(&self, channel: ChannelId) -> (queue::Sender, queue::Receiver) {
+    pub fn inbound(&self, channel: ChannelId) -> (queue::Sender, queue::Receiver) {
         let (sender, receiver) = queue::queue(self.up.clone(), None);
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, backlog| !backlog.is_gone());
