@@ -2,6 +2,10 @@
 
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{SndBuf, TcpUserTimeout},
+};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Preferred, Pty, Sig, SshId,
     cipher, compression,
@@ -26,6 +30,12 @@ use crate::{
 
 /// How long a connection may take to sign in.
 const SIGN_IN: Duration = Duration::from_secs(20);
+
+/// How long the gateway's kernel may confirm nothing, in milliseconds.
+const GONE_MS: u32 = 120_000;
+
+/// The kernel's buffer for what goes to a gateway, in bytes; it is less than a millisecond away.
+const SEND: usize = 256 << 10;
 
 /// Most connections at a time: each gateway holds one per person and session.
 const CONNECTIONS_MAX: usize = 256;
@@ -107,7 +117,9 @@ fn config(settings: &Settings) -> Config {
         event_buffer_size: 64,
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(30)),
-        keepalive_max: 3,
+        // A gateway whose client does not read answers nothing, and is alive: who is gone is found by
+        // the kernel, which wants the questions confirmed.
+        keepalive_max: 0,
         nodelay: true,
         ..Config::default()
     }
@@ -121,6 +133,9 @@ async fn connection(
     sessions: tokio_util::task::TaskTracker,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
+    let _ = setsockopt(&stream, TcpUserTimeout, &GONE_MS);
+    // What waits in the kernel comes before what a person interrupts.
+    let _ = setsockopt(&stream, SndBuf, &SEND);
     // A second handle to the socket: the library's session may wait for the peer without an end,
     // and this is how it is made to.
     let stream = stream.into_std()?;

@@ -11,16 +11,25 @@ use axum::{
 };
 use prometheus::{Encoder, TextEncoder};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::service::Context;
 
-/// Serves until shutdown.
-pub async fn serve(listener: TcpListener, ctx: Context, extra: Router) -> std::io::Result<()> {
+/// Serves until `until`: a service that drains is heard to its end, and is not ready meanwhile.
+pub async fn serve(
+    listener: TcpListener,
+    ctx: Context,
+    extra: Router,
+    until: CancellationToken,
+) -> std::io::Result<()> {
     let shutdown = ctx.shutdown.clone();
     let health = ctx.health.clone();
     let registry = ctx.registry.clone();
     let ready = move || {
-        let (problems, warnings) = (health.problems(), health.warnings());
+        let (mut problems, warnings) = (health.problems(), health.warnings());
+        if shutdown.is_cancelled() {
+            problems.push(("shutdown", "finishing what runs, taking nothing new".to_owned()));
+        }
         async move {
             let status =
                 if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -52,5 +61,5 @@ pub async fn serve(listener: TcpListener, ctx: Context, extra: Router) -> std::i
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .merge(extra);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, router).with_graceful_shutdown(until.cancelled_owned()).await
 }

@@ -14,7 +14,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::PathBuf,
     process::{Child, Command, ExitStatus},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ const READY: &[u8] = b"ready\n";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 static SOCKETS: OnceLock<Sockets> = OnceLock::new();
+/// A successor serves at our addresses.
+static REPLACED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
@@ -101,7 +106,10 @@ pub fn begin(shutdown: CancellationToken) -> io::Result<()> {
             biased;
             // Who is asked to stop meanwhile leaves no successor behind.
             () = shutdown.cancelled() => {}
-            () = sockets.hand_over_when_asked(&mut quit) => shutdown.cancel(),
+            () = sockets.hand_over_when_asked(&mut quit) => {
+                REPLACED.store(true, Ordering::Release);
+                shutdown.cancel();
+            }
         }
         sockets.kept.lock().clear();
     });
@@ -138,6 +146,14 @@ fn is_same(there: SocketAddr, wanted: SocketAddr) -> bool {
 pub async fn until_well(health: &Health) {
     while SOCKETS.get().is_some_and(|sockets| sockets.takes_over) && !health.problems().is_empty() {
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until a successor has taken over; after a shutdown without one, for ever.
+pub async fn replaced(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    if !REPLACED.load(Ordering::Acquire) {
+        std::future::pending().await
     }
 }
 

@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 
-use crate::queue::{self, Receiver, Sender};
+use crate::queue::{Receiver, Sender};
 
 /// How long the agent may take to use up what the client sent before it closed the channel.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -66,9 +66,9 @@ pub async fn carry(
     mut from_client: Receiver,
     client: ToClient<'_>,
     agent: Channel<client::Msg>,
+    (sender, mut from_agent): (Sender, Receiver),
 ) -> Ended {
     let (mut read, write) = agent.split();
-    let (sender, mut from_agent) = queue::queue();
     let up = async {
         while let Some(message) = from_client.pop().await {
             if to_agent(&write, message).await.is_err() {

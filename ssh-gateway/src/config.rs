@@ -19,8 +19,8 @@ pub struct Config {
     /// The same of type RSA, with `_rsa` appended.
     #[serde(default)]
     pub host_key_rsa_file: Option<PathBuf>,
-    /// The key by which agents in the pods know the gateway. Made at the first start; its public
-    /// half is written beside it, with `.pub` appended.
+    /// The key by which agents in the pods know the gateway. Made at the first start, and its public
+    /// half is written beside it with `.pub` appended, unless the file is there: a Secret, mounted.
     pub client_key_file: PathBuf,
     /// Where the auth server lists the registered public keys, such as
     /// `http://127.0.0.1:8081/internal/ssh-keys`. Without it only tokens sign in.
@@ -54,6 +54,13 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Most channels of one connection at a time: shells, transfers and forwarded connections.
     pub channels: usize,
+    /// Most bytes that wait in this process because somebody does not read them, half of it in each
+    /// direction. Past it connections slow down, and nothing is dropped.
+    pub unread_bytes: usize,
+    /// The same for all connections of one person.
+    pub unread_bytes_per_person: usize,
+    /// The same for one connection.
+    pub unread_bytes_per_connection: usize,
     /// Most failed attempts to sign in on one connection.
     pub attempts: usize,
     /// How long a connection may take to sign in.
@@ -73,6 +80,9 @@ impl Default for Limits {
             connections: 4096,
             connections_per_address: 256,
             channels: 128,
+            unread_bytes: 512 << 20,
+            unread_bytes_per_person: 128 << 20,
+            unread_bytes_per_connection: 64 << 20,
             attempts: 10,
             sign_in: Duration::from_secs(30),
             keepalive: Duration::from_secs(30),

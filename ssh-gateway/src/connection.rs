@@ -28,6 +28,7 @@ use crate::{
     metrics::Counted,
     server::{Client, methods},
     visit::{Ends, Gate},
+    windows,
 };
 
 /// Questions without an answer after which a client is gone.
@@ -60,6 +61,9 @@ fn config(gate: &Gate, host_keys: Vec<PrivateKey>) -> Config {
         },
         max_auth_attempts: limits.attempts,
         event_buffer_size: 64,
+        window_size: windows::LARGE,
+        // What waits is in our own queues, which are counted.
+        channel_buffer_size: 4,
         // Silence is no reason to end a session; the keepalives find clients that are gone.
         inactivity_timeout: None,
         keepalive_interval: Some(limits.keepalive),

@@ -138,11 +138,12 @@ pub async fn remote(
 
 async fn join(visit: &Visit, channel: Channel<server::Msg>, target: Channel<client::Msg>) {
     let (mut read, write) = channel.split();
-    let (sender, receiver) = queue::queue();
+    let (sender, receiver) = visit.inbound(write.id());
+    let to_client = queue::queue(visit.down.clone(), Some(queue::LIMIT));
     let client = ToClient { write: &write, handle: &visit.handle };
     let work = bridge::beside(
         bridge::fill(&mut read, sender, |_| ()),
-        bridge::carry(receiver, client, target),
+        bridge::carry(receiver, client, target, to_client),
     );
     tokio::select! {
         _ = work => {}

@@ -54,7 +54,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn is_read_only(error: &KeyError) -> bool {
     use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    matches!(error, KeyError::Secret(SecretError::Write { source, .. })
+    matches!(error, KeyError::Make { error: SecretError::Write { source, .. }, .. }
         if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
@@ -115,7 +115,8 @@ mod tests {
         assert!(open(&config).unwrap_err().to_string().contains("absent"));
         let read_only = |kind: io::ErrorKind| {
             let path = dir.path().to_owned();
-            is_read_only(&KeyError::Secret(SecretError::Write { path, source: kind.into() }))
+            let error = SecretError::Write { path: path.clone(), source: kind.into() };
+            is_read_only(&KeyError::Make { path, error })
         };
         assert!(read_only(io::ErrorKind::ReadOnlyFilesystem));
         assert!(!read_only(io::ErrorKind::StorageFull));

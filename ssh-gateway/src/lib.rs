@@ -3,13 +3,14 @@
 //! The SSH user name names the workload, `<workspace>` or `<workspace>.<project>`; a token, a
 //! registered key or a certificate says who the person is. Nothing is dialled without a [`domain::access::Grant`].
 //!
-//! Each direction of each channel has a buffer of its own of [`queue::LIMIT`] bytes. A channel whose
-//! reader stalls fills that and leaves its siblings alone; past it the connection slows down, and
-//! nothing is ever dropped.
+//! Each direction of each channel has a buffer of its own. A channel whose reader stalls is not granted
+//! a new window and leaves its siblings alone; what waits in all is bounded by budgets, past which
+//! connections slow down, and nothing is ever dropped.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod auth;
 mod bridge;
+mod budget;
 mod certified;
 mod config;
 mod connection;
@@ -26,6 +27,7 @@ mod server;
 mod session;
 mod visit;
 mod wake;
+mod windows;
 
 use std::sync::Arc;
 
@@ -59,7 +61,6 @@ pub struct Inputs {
 pub fn public_keys(config: &Config) -> Result<PublicKeys, KeyError> {
     let line = |path: &std::path::Path| {
         let key = keys::open(path)?;
-        keys::publish(path, key.public_key())?;
         key.public_key().to_openssh().map_err(|_| KeyError::Form(path.to_owned()))
     };
     Ok(PublicKeys { host: line(&config.host_key_file)?, client: line(&config.client_key_file)? })
@@ -73,9 +74,10 @@ pub struct PublicKeys {
 
 /// Serves until the shutdown; then ends open sessions after the configured drain.
 pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Result<()> {
-    public_keys(&config)?;
     let host_keys = host_keys::open(&config)?;
     let client_key = keys::open(&config.client_key_file)?;
+    // The list is followed until the last session has ended.
+    let (behind, _until_served) = ctx.behind();
     // Kept to the end: a list without a source counts as one that says nothing more.
     let (_nobody, none_registered) = watch::channel(Arc::default());
     let registered = match &config.keys_url {
@@ -89,12 +91,14 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
             let client_id = config.client_id.clone();
             let http = inputs.http.clone();
             let feed = registered::Feed { url, client_id, client_secret, http };
-            registered::follow(feed, &ctx)
+            registered::follow(feed, &behind)
         }
         None => none_registered,
     };
+    let metrics = metrics::Metrics::new(&ctx.registry)?;
     let gate = Arc::new(visit::Gate {
-        metrics: metrics::Metrics::new(&ctx.registry)?,
+        budgets: budget::Budgets::new(&config.limits, &metrics),
+        metrics,
         audit: ctx.audit.for_service("ssh-gateway"),
         routes: inputs.routes,
         wake: inputs.wake,

@@ -10,13 +10,17 @@ use std::{
 };
 
 use domain::access::{Grant, Readiness};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use russh::{
     Channel, ChannelOpenFailure, Preferred, SshId, cipher,
     client::{self, ChannelOpenHandle, Handle, Msg},
     compression,
     keys::{Algorithm, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate},
 };
-use tokio::{net::TcpStream, sync::Mutex};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::Mutex,
+};
 
 use crate::{
     forward::{self, Arrival},
@@ -30,6 +34,12 @@ const CONNECTIONS_MAX: usize = 8;
 
 /// Connections without a channel that are kept for the next one.
 const IDLE_MAX: usize = 2;
+
+/// How long an agent's kernel may confirm nothing, in milliseconds.
+const GONE_MS: u32 = 60_000;
+
+/// The kernel's buffer for what an agent sends, in bytes; pods are less than a millisecond away.
+const RECEIVE: u32 = 512 << 10;
 
 const DIAL: Duration = Duration::from_secs(10);
 
@@ -79,7 +89,10 @@ pub fn config() -> client::Config {
         },
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(15)),
-        keepalive_max: 3,
+        // An agent whose program does not read answers nothing, and is alive: who is gone is found by
+        // the kernel, which wants the questions confirmed.
+        keepalive_max: 0,
+        channel_buffer_size: 4,
         nodelay: true,
         ..client::Config::default()
     }
@@ -177,8 +190,15 @@ async fn dial(
 ) -> Result<Arc<Agent>, DialError> {
     let events = Events { host_key, visit: Arc::downgrade(visit) };
     let work = async {
-        let stream = TcpStream::connect(address).await?;
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // What waits here comes before what a person interrupts.
+        socket.set_recv_buffer_size(RECEIVE)?;
+        let stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
+        let _ = setsockopt(&stream, TcpUserTimeout, &GONE_MS);
         let stream = stream.into_std()?;
         let cut = Cut(stream.try_clone()?);
         let stream = TcpStream::from_std(stream)?;

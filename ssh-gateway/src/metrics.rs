@@ -14,6 +14,10 @@ pub struct Metrics {
     /// By `kind` (`session`, `forward`, `remote-forward`) and `outcome`: `opened`, `failed`.
     pub channels: IntCounterVec,
     pub channels_open: IntGauge,
+    /// Bytes that wait because somebody does not read them.
+    pub unread: IntGauge,
+    /// By `scope` (`connection`, `person`, `process`): how often somebody had to wait for its room.
+    pub slowed: IntCounterVec,
     /// From the first request to a workload that answers, in seconds; only those that slept.
     pub wake: Histogram,
 }
@@ -60,6 +64,15 @@ impl Metrics {
                 &["kind", "outcome"],
             )?,
             channels_open: gauge("dormouse_ssh_gateway_channels_open", "Channels that are open.")?,
+            unread: gauge(
+                "dormouse_ssh_gateway_unread_bytes",
+                "Bytes that wait because somebody does not read them.",
+            )?,
+            slowed: counter(
+                "dormouse_ssh_gateway_slowed_total",
+                "How often a connection waited because a bound of unread bytes was reached, by scope.",
+                &["scope"],
+            )?,
             wake,
         })
     }

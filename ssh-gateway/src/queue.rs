@@ -1,61 +1,191 @@
 //! A channel's own buffer, bounded in bytes.
 //!
-//! russh refills a channel's window as soon as data arrives and hands the data to the channel's
-//! queue; when that queue is full the whole connection waits. So each channel is emptied at once
-//! into one of these, and only when this is full as well does the connection slow down. Nothing is
-//! dropped, and no channel is closed for being slow.
+//! russh hands data to the channel's queue, and when that is full the whole connection waits. So each
+//! channel is emptied at once into one of these. What a client may still send on a channel whose
+//! reader stalls is bounded by its window ([`crate::windows`]), and by budgets; only past those does
+//! the connection slow down. Nothing is dropped, and no channel is closed for being slow.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
+use bytes::{Bytes, BytesMut};
 use russh::ChannelMsg;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
-/// Most bytes that wait in one direction of one channel.
+use crate::budget::{Budget, Taken};
+
+/// Most bytes that wait for the client in one channel. What comes from the client is bounded by
+/// windows instead.
 pub const LIMIT: usize = 4 << 20;
+
+/// The same for a terminal: what a person interrupts should be near its end.
+pub const TERMINAL_LIMIT: usize = 256 << 10;
 
 /// What a message costs beside its bytes, so that a flood of tiny ones is bounded too.
 const OVERHEAD: usize = 128;
 
-type Item = (ChannelMsg, OwnedSemaphorePermit);
+/// Up to here data is joined to what waits before it, as long as that is short as well.
+const TINY: usize = 64;
+const JOINED: usize = 4096;
+
+struct Item {
+    message: ChannelMsg,
+    cost: usize,
+    taken: Taken,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Default)]
+struct Shared {
+    items: Mutex<VecDeque<Item>>,
+    changed: Notify,
+    /// Bytes that wait.
+    backlog: Backlog,
+    sender_gone: CancellationToken,
+    receiver_gone: CancellationToken,
+}
+
+impl Shared {
+    fn items(&self) -> std::sync::MutexGuard<'_, VecDeque<Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many bytes wait in a queue.
+#[derive(Clone, Default)]
+pub struct Backlog(Arc<AtomicUsize>);
+
+impl Backlog {
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub fn is_gone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
 
 pub struct Sender {
-    items: mpsc::UnboundedSender<Item>,
-    room: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    budget: Budget,
+    room: Option<Arc<Semaphore>>,
 }
 
 pub struct Receiver {
-    items: mpsc::UnboundedReceiver<Item>,
+    shared: Arc<Shared>,
 }
 
 /// The other side is gone: nobody will see the message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Closed;
 
-pub fn queue() -> (Sender, Receiver) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let room = Arc::new(Semaphore::new(LIMIT));
-    (Sender { items: sender, room }, Receiver { items: receiver })
+/// With a limit of its own, if any.
+pub fn queue(budget: Budget, limit: Option<usize>) -> (Sender, Receiver) {
+    let shared = Arc::new(Shared::default());
+    let room = limit.map(|limit| Arc::new(Semaphore::new(limit)));
+    (Sender { shared: shared.clone(), budget, room }, Receiver { shared })
 }
 
 impl Sender {
+    pub fn backlog(&self) -> Backlog {
+        self.shared.backlog.clone()
+    }
+
     /// Waits for room.
     pub async fn push(&self, message: ChannelMsg) -> Result<(), Closed> {
         let length = match &message {
             ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => data.len(),
             _ => 0,
         };
-        let cost = (length + OVERHEAD).min(LIMIT) as u32;
-        let permit = tokio::select! {
-            permit = self.room.clone().acquire_many_owned(cost) => permit.map_err(|_| Closed)?,
-            () = self.items.closed() => return Err(Closed),
+        let joins = matches!(message, ChannelMsg::Data { .. }) && length <= TINY && {
+            let items = self.shared.items();
+            let last = items.back().map(|item| &item.message);
+            matches!(last, Some(ChannelMsg::Data { data }) if data.len() < JOINED)
         };
-        self.items.send((message, permit)).map_err(|_| Closed)
+        let cost = if joins { length } else { length + OVERHEAD };
+        let admitted = async {
+            let room = match &self.room {
+                Some(room) => {
+                    // A limit is far above any message.
+                    let cost = cost.min(TERMINAL_LIMIT) as u32;
+                    room.clone().acquire_many_owned(cost).await.ok()
+                }
+                None => None,
+            };
+            let first = self.shared.backlog.bytes() == 0;
+            (room, self.budget.take(cost, first).await)
+        };
+        let (room, taken) = tokio::select! {
+            biased;
+            () = self.shared.receiver_gone.cancelled() => return Err(Closed),
+            admitted = admitted => admitted,
+        };
+        self.shared.backlog.0.fetch_add(cost, Ordering::AcqRel);
+        let item = Item { message, cost, taken, _room: room };
+        put(&mut self.shared.items(), item);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+}
+
+/// Joins tiny data to what waits already: a client whose window is withheld sends byte by byte.
+fn put(items: &mut VecDeque<Item>, item: Item) {
+    if let ChannelMsg::Data { data: tiny } = &item.message
+        && tiny.len() <= TINY
+        && let Some(Item { message: ChannelMsg::Data { data }, cost, taken, _room }) =
+            items.back_mut()
+        && data.len() < JOINED
+    {
+        let mut joined = BytesMut::from(std::mem::replace(data, Bytes::new()));
+        joined.extend_from_slice(tiny);
+        *data = joined.freeze();
+        *cost += item.cost;
+        taken.merge(item.taken);
+        match (_room.as_mut(), item._room) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs),
+            (None, theirs) => *_room = theirs,
+            (Some(_), None) => {}
+        }
+        return;
+    }
+    items.push_back(item);
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.shared.sender_gone.cancel();
+        self.shared.changed.notify_one();
     }
 }
 
 impl Receiver {
+    /// `None` at the end.
     pub async fn pop(&mut self) -> Option<ChannelMsg> {
-        self.items.recv().await.map(|(message, _)| message)
+        loop {
+            let over = self.shared.sender_gone.is_cancelled();
+            if let Some(item) = self.shared.items().pop_front() {
+                self.shared.backlog.0.fetch_sub(item.cost, Ordering::AcqRel);
+                return Some(item.message);
+            }
+            if over {
+                return None;
+            }
+            self.shared.changed.notified().await;
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.shared.receiver_gone.cancel();
+        self.shared.items().clear();
+        self.shared.backlog.0.store(0, Ordering::Release);
     }
 }
 
@@ -65,22 +195,29 @@ mod tests {
     use tokio::task::unconstrained;
 
     use super::*;
+    use crate::budget::tests::budget;
 
     fn data(length: usize) -> ChannelMsg {
         ChannelMsg::Data { data: vec![7; length].into() }
     }
 
+    fn limited() -> (Sender, Receiver) {
+        let [_, down] = budget(1 << 30, 1 << 30, 1 << 30).connection("alice");
+        queue(down, Some(LIMIT))
+    }
+
     #[tokio::test]
     async fn a_full_queue_waits_keeps_the_order_and_loses_nothing() {
-        let (sender, mut receiver) = queue();
-        for _ in 0..3 {
-            sender.push(data(LIMIT / 4)).await.unwrap();
+        let (sender, mut receiver) = limited();
+        let size = TERMINAL_LIMIT / 2;
+        let fits = LIMIT / (size + OVERHEAD);
+        for _ in 0..fits {
+            sender.push(data(size)).await.unwrap();
         }
-        let blocked = unconstrained(sender.push(data(LIMIT / 4))).now_or_never();
-        assert!(blocked.is_none(), "no room for the overhead");
+        assert!(unconstrained(sender.push(data(size))).now_or_never().is_none(), "no room");
         sender.push(ChannelMsg::Eof).await.unwrap();
         drop(sender);
-        for _ in 0..3 {
+        for _ in 0..fits {
             assert!(matches!(receiver.pop().await, Some(ChannelMsg::Data { .. })));
         }
         assert!(matches!(receiver.pop().await, Some(ChannelMsg::Eof)));
@@ -89,10 +226,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_writer_learns_that_the_reader_is_gone() {
-        let (sender, receiver) = queue();
-        sender.push(data(LIMIT)).await.unwrap();
-        let waiting = sender.push(data(1));
+        let [up, _] = budget(64 << 10, 1 << 20, 1 << 20).connection("alice");
+        let (sender, receiver) = queue(up, None);
+        sender.push(data(32 << 10)).await.unwrap();
+        let waiting = sender.push(data(1 << 10));
         drop(receiver);
         assert_eq!(waiting.await, Err(Closed));
+    }
+
+    #[tokio::test]
+    async fn tiny_data_is_joined_and_costs_what_it_is() {
+        let [up, _] = budget(1 << 20, 1 << 20, 1 << 20).connection("alice");
+        let (sender, mut receiver) = queue(up, None);
+        for _ in 0..1000 {
+            sender.push(data(2)).await.unwrap();
+        }
+        assert_eq!(sender.backlog().bytes(), OVERHEAD + 2000);
+        match receiver.pop().await {
+            Some(ChannelMsg::Data { data }) => assert_eq!(data.len(), 2000),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(sender.backlog().bytes(), 0);
     }
 }

@@ -1,7 +1,10 @@
 //! What the client may ask, and who answers. Nothing here waits for a workload, but for the answer
 //! to a remote forwarding, which the protocol wants in order.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
 
 use domain::{identity::Identity, variables};
 use runtime::audit::Outcome;
@@ -21,11 +24,23 @@ use crate::{
     metrics::Counted,
     session,
     visit::{Ends, Forwarding, Gate, Visit},
+    windows::{self, Windows},
 };
+
+/// A channel with more unread bytes than this is not granted a new window.
+const UNREAD: usize = 2 << 20;
+
+/// The same while a bound of unread bytes is half used up.
+const UNREAD_TIGHT: usize = 64 << 10;
+
+/// While a channel is withheld, the connection's next bytes wait this long now and then: else a client
+/// on a fast line would ask thousands of times a second.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_EVERY: Duration = Duration::from_micros(500);
 
 /// How long somebody who may use nothing keeps the connection: enough for a session channel to say
 /// why.
-const REFUSED: std::time::Duration = std::time::Duration::from_secs(3);
+const REFUSED: Duration = Duration::from_secs(3);
 
 /// Clients show it behind words of their own.
 const TOO_MANY: &str = "dormouse: too many attempts to sign in; if your SSH agent offers many keys, \
@@ -53,6 +68,9 @@ pub struct Client {
     /// To the client, once its session runs.
     handle: Arc<OnceLock<Handle>>,
     visit: Option<Arc<Visit>>,
+    windows: Windows<ChannelId>,
+    /// When we last waited before a few bytes were asked for again.
+    paused: Instant,
 }
 
 impl Client {
@@ -77,6 +95,8 @@ impl Client {
             refused: 0,
             handle,
             visit: None,
+            windows: Windows::default(),
+            paused: Instant::now(),
         }
     }
 
@@ -241,6 +261,33 @@ impl Handler for Client {
         visit.record("signed-in", Outcome::Allowed, None);
         self.visit = Some(visit.clone());
         tokio::spawn(attend(visit));
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, channel: ChannelId, target: u32) -> u32 {
+        let Some(visit) = &self.visit else { return target };
+        let most = if visit.up.is_tight() { UNREAD_TIGHT } else { UNREAD };
+        let unread = visit.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = unread.values().any(|backlog| backlog.bytes() > most);
+        let withheld = |id| unread.get(&id).is_some_and(|backlog| backlog.bytes() > most);
+        self.windows.granted(channel, target, any, withheld)
+    }
+
+    async fn data(
+        &mut self,
+        _channel: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let _ = session;
+        // A client whose window is withheld asks again with each few bytes.
+        if data.len() <= windows::SMALL as usize
+            && self.windows.is_waiting()
+            && self.paused.elapsed() > PAUSE_EVERY
+        {
+            tokio::time::sleep(PAUSE).await;
+            self.paused = Instant::now();
+        }
         Ok(())
     }
 

@@ -176,7 +176,8 @@ async fn serve(
     let guard = grant.begin(How::Ssh);
     guard.person(start.doing(), Timestamp::now());
     visit.record("opened", Outcome::Allowed, Some(start.doing()));
-    let (sender, receiver) = queue::queue();
+    let (sender, receiver) = visit.inbound(teller.write.id());
+    let limit = if setup.terminal.is_some() { queue::TERMINAL_LIMIT } else { queue::LIMIT };
     let fill = bridge::fill(read, sender, |message| note(&guard, start, message));
     let work = async {
         let Opened { channel, agent } = visit.open_session(Some(teller)).await?;
@@ -185,7 +186,8 @@ async fn serve(
             .await
             .map_err(|_| Refusal::Disconnected(name.clone()))?;
         let client = ToClient { write: teller.write, handle: &visit.handle };
-        let ended = bridge::carry(receiver, client, channel).await;
+        let to_client = queue::queue(visit.down.clone(), Some(limit));
+        let ended = bridge::carry(receiver, client, channel, to_client).await;
         drop(agent);
         match ended {
             Ended::Finished => Ok(()),

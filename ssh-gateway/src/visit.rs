@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -19,14 +19,16 @@ use runtime::{
     audit::{Audit, Event, Outcome},
     revocations::Revocations,
 };
-use russh::{client, keys::PrivateKey, server};
+use russh::{ChannelId, client, keys::PrivateKey, server};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    budget::{Budget, Budgets},
     config::Config,
     link::{Agent, Link},
     metrics::Metrics,
+    queue::{self, Backlog},
     refusal::{Refusal, Shown},
     registered::Registered,
 };
@@ -45,6 +47,7 @@ pub struct Gate {
     pub client_key: Arc<PrivateKey>,
     pub client_config: Arc<client::Config>,
     pub metrics: Metrics,
+    pub budgets: Budgets,
     pub audit: Audit,
 }
 
@@ -94,6 +97,11 @@ pub struct Visit {
     pub forwardings: Mutex<HashMap<Forwarding, Arc<Agent>>>,
     /// Places for channels.
     pub channels: Arc<Semaphore>,
+    /// For what waits from the client, and for what waits to it.
+    pub up: Budget,
+    pub down: Budget,
+    /// What waits from the client, by channel.
+    pub unread: Mutex<HashMap<ChannelId, Backlog>>,
     /// The right to be here is gone.
     pub lost: CancellationToken,
     /// The connection has ended.
@@ -112,7 +120,11 @@ impl Visit {
         ended: CancellationToken,
     ) -> Self {
         let channels = Arc::new(Semaphore::new(gate.config.limits.channels));
+        let [up, down] = gate.budgets.connection(&identity.subject);
         Self {
+            up,
+            down,
+            unread: Mutex::default(),
             gate,
             identity,
             ssh_user,
@@ -125,6 +137,15 @@ impl Visit {
             ended,
             first: OnceLock::new(),
         }
+    }
+
+    /// A queue for what comes from the client on that channel.
+    pub fn inbound(&self, channel: ChannelId) -> (queue::Sender, queue::Receiver) {
+        let (sender, receiver) = queue::queue(self.up.clone(), None);
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.retain(|_, backlog| !backlog.is_gone());
+        unread.insert(channel, sender.backlog());
+        (sender, receiver)
     }
 
     /// The proof as of now, without waiting. The error says which of the two refusals it is.

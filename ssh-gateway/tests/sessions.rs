@@ -187,3 +187,52 @@ async fn a_download_that_nobody_reads_leaves_its_siblings_alone() {
     assert!(last * 65536 > ssh_gateway::queue::LIMIT, "a full buffer: {}", last * 65536);
     drop(stalled);
 }
+
+/// An upload that its program does not read must not hold up others on the same connection, nor a
+/// channel that is opened meanwhile, however much there is of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_nobody_reads_leaves_its_siblings_alone() {
+    let world = World::start().await;
+    if !openssh_is_here() {
+        return;
+    }
+    let control = format!("ControlPath={}", world.path("control").display());
+    let shared = |master: &str, command: &str| {
+        let master = format!("ControlMaster={master}");
+        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
+        let mut command = world.ssh(&args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut live = shared("yes", "cat");
+    let (mut to, mut from) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
+    let mut round_trip = async || {
+        to.write_all(b"here\n").await.unwrap();
+        from.read_exact(&mut [0; 5]).await.unwrap();
+    };
+    round_trip().await;
+    let mut stalled = shared("no", "sleep 1000");
+    let mut into = stalled.stdin.take().unwrap();
+    let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = written.clone();
+    let flood = tokio::spawn(async move {
+        let zeros = vec![0; 64 << 10];
+        while into.write_all(&zeros).await.is_ok() {
+            count.fetch_add(zeros.len(), std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    // Stalled: so many round trips without a byte that was taken.
+    let (mut last, mut same) = (0, 0);
+    while same < 200 || last == 0 {
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(30), round_trip()).await;
+        assert!(answer.is_ok(), "the sibling is held up after {last} bytes");
+        let now = written.load(std::sync::atomic::Ordering::Relaxed);
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        assert!(last < 64 << 20, "what nobody reads is held back at its client");
+    }
+    let other = shared("no", "echo new").wait_with_output();
+    let other = tokio::time::timeout(std::time::Duration::from_secs(30), other).await;
+    assert_eq!(text(&other.expect("a new channel opens").unwrap().stdout), "new\n");
+    flood.abort();
+}

@@ -142,7 +142,7 @@ async fn feed(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_registered_key_signs_in_until_it_is_taken_back() {
+async fn a_registered_key_signs_in_until_it_is_taken_back_also_in_a_drain() {
     if !openssh_is_here() {
         return;
     }
@@ -169,6 +169,7 @@ async fn a_registered_key_signs_in_until_it_is_taken_back() {
         std::fs::write(&secret, "s3cret\n").unwrap();
         config.keys_url = Some(format!("http://{address}/internal/ssh-keys"));
         config.client_secret_file = Some(secret);
+        config.drain = std::time::Duration::from_secs(600);
     })
     .await;
     let with_file = |path: &std::path::Path, rest: &[&str]| {
@@ -209,6 +210,11 @@ async fn a_registered_key_signs_in_until_it_is_taken_back() {
     // Signed in and at work when the key is taken back.
     let open = tokio::spawn(run(with_key(9, &["echo up; sleep 60"])));
     while world.audit().matches(r#""did":"opened""#).count() < 4 {
+        tokio::task::yield_now().await;
+    }
+    // A gateway that drains takes nobody new, and learns what those rest on who are there.
+    world.shutdown.cancel();
+    while tokio::net::TcpStream::connect(("127.0.0.1", world.port)).await.is_ok() {
         tokio::task::yield_now().await;
     }
     state.0.store(2, Ordering::Release);

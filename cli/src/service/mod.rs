@@ -214,15 +214,32 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let mut tasks = JoinSet::new();
-    tasks.spawn(service);
+    // What a service that drains has to say is asked for on the admin port.
+    let served = CancellationToken::new();
+    let until_served = served.clone().drop_guard();
+    tasks.spawn(async move {
+        let _until_served = until_served;
+        service.await
+    });
     let admin_ctx = ctx.clone();
     tasks.spawn(async move {
         // A service that fails before it is well ends here, too, so that its error is told.
         tokio::select! {
             () = handover::until_well(&admin_ctx.health) => handover::ready(),
-            () = admin_ctx.shutdown.cancelled() => return Ok(()),
+            () = served.cancelled() => return Ok(()),
         }
-        admin::serve(admin, admin_ctx, extra).await.context("the admin port failed")
+        let (until, shutdown) = (served.child_token(), admin_ctx.shutdown.clone());
+        let serving = admin::serve(admin, admin_ctx, extra, until.clone());
+        // The port is the successor's from then on.
+        let replaced = async {
+            handover::replaced(&shutdown).await;
+            until.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            served = serving => served.context("the admin port failed"),
+            () = replaced => Ok(()),
+        }
     });
     let mut first_error = Ok(());
     while let Some(ended) = tasks.join_next().await {
@@ -238,4 +255,48 @@ where
     let audit = ctx.audit.clone();
     let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     first_error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_that_drains_is_heard_to_its_end_and_is_not_ready() {
+        let folder = tempfile::tempdir().unwrap();
+        let ctx = Context {
+            registry: prometheus::Registry::new(),
+            audit: Audit::to_file("test", &folder.path().join("audit")).unwrap(),
+            health: Health::new(),
+            shutdown: CancellationToken::new(),
+        };
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = admin.local_addr().unwrap();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let service = async move {
+            let _ = ended.await;
+            Ok(())
+        };
+        let activity = runtime::activity::router(
+            "test".to_owned(),
+            Timestamp::now(),
+            Arc::new(Tracker::new()),
+        );
+        let running = tokio::spawn(run_with_admin(service, admin, activity, ctx.clone()));
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let http = runtime::http::client(None).unwrap();
+        let status = async |path: &str| {
+            http.get(format!("http://{at}/{path}"))
+                .send()
+                .await
+                .map(|answer| answer.status().as_u16())
+        };
+        assert_eq!(status("readyz").await.unwrap(), 200);
+        ctx.shutdown.cancel();
+        assert_eq!(status("activity?since=0").await.unwrap(), 200);
+        assert_eq!(status("readyz").await.unwrap(), 503);
+        end.send(()).unwrap();
+        running.await.unwrap().unwrap();
+        assert!(status("activity?since=0").await.is_err());
+    }
 }

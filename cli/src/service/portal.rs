@@ -72,9 +72,11 @@ pub async fn serve(
     listener: TcpListener,
     ctx: Context,
 ) -> anyhow::Result<()> {
-    let routes = gateway(client.clone(), &base_domain, &ctx).routes;
-    let workspaces = store(client.clone(), &ctx);
-    let apps = store(client, &ctx);
+    // Followed until the last request has ended.
+    let (behind, _until_served) = ctx.behind();
+    let routes = gateway(client.clone(), &base_domain, &behind).routes;
+    let workspaces = store(client.clone(), &behind);
+    let apps = store(client, &behind);
     let inputs = portal::Inputs { routes, workspaces, apps, verifier, issuer };
     // Who hands over to us serves until then.
     tokio::select! {

@@ -10,7 +10,6 @@ use proxy::{Certificates, Tls, tls_config::TlsConfig};
 use runtime::{service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio_util::sync::CancellationToken;
 
 use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
 
@@ -116,8 +115,7 @@ impl Parts {
         ctx: &Context,
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
         // Keys, routes and revocations are followed until the last request has ended.
-        let behind = Context { shutdown: CancellationToken::new(), ..ctx.clone() };
-        let until_served = behind.shutdown.clone().drop_guard();
+        let (behind, until_served) = ctx.behind();
         let http = self.issuer.http().context("issuer")?;
         let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
@@ -156,6 +154,7 @@ mod tests {
         api::{DeleteParams, Patch, PatchParams, PostParams},
     };
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 

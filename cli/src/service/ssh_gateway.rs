@@ -60,17 +60,19 @@ impl Parts {
         self,
         ctx: &Context,
     ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + 'static, Router)> {
+        // Keys, routes and revocations are followed until the last session has ended.
+        let (behind, until_served) = ctx.behind();
         let http = self.issuer.http().context("issuer")?;
-        let (verifier, _) = self.issuer.verifier(&http, ctx)?;
+        let (verifier, _) = self.issuer.verifier(&http, &behind)?;
         // Without the gateways' secret there are no registered keys and no feed to be had.
         let revocations = match &self.config.client_secret_file {
             Some(secret) => {
                 let id = &self.config.client_id;
-                self.issuer.revocations(id, secret, &http, &verifier, ctx)?
+                self.issuer.revocations(id, secret, &http, &verifier, &behind)?
             }
             None => Revocations::none(),
         };
-        let gateway = gateway(self.client, &self.base_domain, ctx);
+        let gateway = gateway(self.client, &self.base_domain, &behind);
         let inputs = ssh_gateway::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,
@@ -81,6 +83,7 @@ impl Parts {
         };
         let ctx = ctx.clone();
         let serving = async move {
+            let _until_served = until_served;
             // Who hands over to us serves until then.
             tokio::select! {
                 () = handover::until_well(&ctx.health) => {}

@@ -47,7 +47,7 @@ pub struct World {
     pub tracker: Tracker,
     pub routes: watch::Sender<Arc<RouteTable>>,
     pub wishes: mpsc::Receiver<WakeRequest>,
-    shutdown: CancellationToken,
+    pub shutdown: CancellationToken,
     pub revocations: runtime::revocations::Revocations,
     audit: runtime::audit::Audit,
 }
