@@ -11,6 +11,7 @@ mod forwarding;
 mod front;
 mod http2;
 mod http2_attacks;
+mod http2_streams;
 mod issuer;
 mod limits;
 mod never_read;
