@@ -2,6 +2,7 @@
 
 mod answer;
 mod framing;
+pub mod http2;
 mod keep_alive;
 mod peer;
 mod request;
@@ -12,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use domain::upstream::UpstreamProtocol;
 use futures::FutureExt;
-use http::{HeaderName, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
@@ -50,8 +51,6 @@ pub use self::watch::General;
 const POOL_SIZE: usize = 512;
 /// Tries of one request; time ends them earlier.
 const TRIES_MAX: usize = 128;
-/// An HTTP/2 connection without a request is closed after this.
-const H2_IDLE: Duration = Duration::from_secs(300);
 
 const TOO_LARGE: ErrorType = ErrorType::HTTPStatus(413);
 const TOO_SLOW: ErrorType = ErrorType::HTTPStatus(408);
@@ -71,9 +70,6 @@ pub fn new(gate: Arc<Gate>, limits: &config::Limits) -> Arc<General> {
         ..ServerConf::default()
     });
     let mut proxy = http_proxy(&conf, Engine { gate: gate.clone(), limits: limits.clone() });
-    let mut options = pingora::apps::HttpServerOptions::default();
-    options.h2_idle_timeout = Some(H2_IDLE);
-    proxy.server_options = Some(options);
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(250);
     h2.max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX));
@@ -115,6 +111,18 @@ impl Exchange {
             return Ok(());
         }
         Err(Error::explain(ErrorType::ConnectionClosed, "the right was lost").into_down())
+    }
+}
+
+impl Exchange {
+    /// The last of the answer is on its way to the client.
+    fn answered(&mut self) {
+        let Some(trail) = &mut self.trail else { return };
+        trail.broken_off = false;
+        if let Some(admitted) = &mut self.admitted {
+            admitted.held.answered(trail.status);
+        }
+        watch::answered(trail.bytes);
     }
 }
 
@@ -317,6 +325,7 @@ impl ProxyHttp for Engine {
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
         let length = body.as_ref().map_or(0, |part| part.len());
+        watch::heard(length as u64, end);
         ctx.body += length as u64;
         if let Some(pace) = ctx.pace.as_mut().filter(|_| !end) {
             let heard = pace.heard(length, Instant::now());
@@ -387,6 +396,10 @@ impl ProxyHttp for Engine {
             if let Some(cookie) = sticky {
                 response.append_header(header::SET_COOKIE, cookie)?;
             }
+            let empty = |length: &HeaderValue| length.as_bytes() == b"0";
+            if bodiless || response.headers.get(header::CONTENT_LENGTH).is_some_and(empty) {
+                ctx.answered();
+            }
         }
         Ok(())
     }
@@ -396,11 +409,14 @@ impl ProxyHttp for Engine {
         &self,
         _session: &mut Session,
         body: &mut Option<bytes::Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Exchange,
     ) -> Result<Option<Duration>> {
         if let Some(trail) = &mut ctx.trail {
             trail.bytes += body.as_ref().map_or(0, |part| part.len() as u64);
+        }
+        if end {
+            ctx.answered();
         }
         ctx.look(&self.gate).map(|()| None)
     }

@@ -1,9 +1,18 @@
-//! Ends exchanges whose right to the workload is lost, also while not one byte moves.
+//! Ends exchanges whose right to the workload is lost, also while not one byte moves, and over HTTP/2
+//! those that are answered while their body is read by nobody.
 //!
-//! pingora has no call for that. So an exchange that has run for a moment is watched from outside,
+//! pingora has no call for either. So an exchange that has run for a moment is watched from outside,
 //! and dropped as it is when its connection breaks: HTTP/1.1 is cut, a stream of HTTP/2 reset.
 
-use std::{future::pending, net::IpAddr, sync::Arc, sync::OnceLock};
+use std::{
+    future::pending,
+    net::IpAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::Method;
@@ -14,7 +23,10 @@ use pingora::{
     proxy::{HttpProxy, Session},
     server::ShutdownWatch,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 use super::{
     Engine,
@@ -26,9 +38,55 @@ use crate::{
     seldom::seldom,
 };
 
+/// How long the body of a request that is answered may stand still.
+const UNREAD: Duration = Duration::from_secs(2);
+/// The same behind an answer that may not fit into the client's window: its last part may be waiting,
+/// and a reset would take it away.
+const UNREAD_LONG: Duration = Duration::from_secs(30);
+/// The window that a client has unless it says otherwise (RFC 9113, section 6.9.2).
+const WINDOW: u64 = 65_535;
+
+/// What is known of an exchange from outside of pingora.
+#[derive(Default)]
+struct Progress {
+    /// Where it goes, once that is known.
+    goes_to: OnceLock<Destination>,
+    /// The last of the answer is on its way. The answer's length in bytes.
+    answered: OnceLock<u64>,
+    answered_now: Notify,
+    /// Bytes of the request's body that were read.
+    body: AtomicU64,
+    /// All of it was read.
+    body_ended: AtomicBool,
+}
+
+impl Progress {
+    /// Resolves when the request is answered and its body stands still. The stream can be reset
+    /// then: its answer is whole (RFC 9113, section 8.1).
+    async fn is_unread(&self) {
+        let length = loop {
+            if let Some(length) = self.answered.get() {
+                break *length;
+            }
+            self.answered_now.notified().await;
+        };
+        let patience = if length <= WINDOW { UNREAD } else { UNREAD_LONG };
+        loop {
+            let before = self.body.load(Relaxed);
+            sleep(patience).await;
+            if self.body_ended.load(Relaxed) {
+                return pending().await;
+            }
+            if self.body.load(Relaxed) == before {
+                return;
+            }
+        }
+    }
+}
+
 tokio::task_local! {
-    /// Where the exchange of this task goes, once that is known.
-    static GOES_TO: OnceLock<Destination>;
+    /// Of the exchange of this task.
+    static PROGRESS: Arc<Progress>;
 }
 
 /// The general engine, watched.
@@ -43,10 +101,10 @@ impl General {
     }
 
     /// Resolves when the right of this task's exchange is lost.
-    async fn lost(&self) {
+    async fn lost(&self, progress: &Progress) {
         let destination = loop {
             sleep(LOOK_EVERY).await;
-            if let Some(destination) = GOES_TO.with(|to| to.get().cloned()) {
+            if let Some(destination) = progress.goes_to.get().cloned() {
                 break destination;
             }
         };
@@ -64,14 +122,17 @@ impl HttpServerApp for General {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        let over_http_2 = session.is_http2();
+        let progress = Arc::new(Progress::default());
         let watched = async {
             tokio::select! {
                 biased;
                 back = self.proxy.process_new_http(session, shutdown) => back,
-                () = seldom(self.lost()) => None,
+                () = seldom(self.lost(&progress)) => None,
+                () = seldom(progress.is_unread()), if over_http_2 => None,
             }
         };
-        GOES_TO.scope(OnceLock::new(), watched).await
+        PROGRESS.scope(progress.clone(), watched).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -89,7 +150,23 @@ impl HttpServerApp for General {
 
 /// From here on the exchange of this task is watched.
 pub fn goes_to(destination: &Destination) {
-    let _ = GOES_TO.try_with(|to| to.set(destination.clone()));
+    let _ = PROGRESS.try_with(|progress| progress.goes_to.set(destination.clone()));
+}
+
+/// The last of an answer of that many bytes is on its way.
+pub fn answered(bytes: u64) {
+    let _ = PROGRESS.try_with(|progress| {
+        let _ = progress.answered.set(bytes);
+        progress.answered_now.notify_one();
+    });
+}
+
+/// So many bytes of the request's body were read, or it has ended.
+pub fn heard(bytes: u64, end: bool) {
+    let _ = PROGRESS.try_with(|progress| {
+        progress.body.fetch_add(bytes, Relaxed);
+        progress.body_ended.fetch_or(end, Relaxed);
+    });
 }
 
 /// What is logged and counted of an exchange when it is over, however it ends: also when it is dropped,

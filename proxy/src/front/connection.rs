@@ -9,11 +9,11 @@ use std::{
 };
 
 use pingora::{
-    apps::{HttpServerApp, ServerApp},
+    apps::HttpServerApp,
     protocols::{Stream, http::ServerSession, http::v1::server::HttpSession},
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, timeout},
 };
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     answer::{Outgoing, Refusal},
+    engine::http2,
     gate::head::Audience,
     io::FromClient,
     lane::{self, After, Deadline},
@@ -39,6 +40,9 @@ use crate::{
 
 /// How long a client may take to read a refusal before the connection is closed under it.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How much is read of a client that speaks plain HTTP to the port for HTTPS, in bytes.
+const PLAIN_MAX: u64 = 64 * 1024;
 
 /// The next head: how long it is, and for whom.
 struct Next {
@@ -69,6 +73,10 @@ pub(super) async fn serve(
     tcp::tune(&tcp);
     let io = match door {
         Door::Plain => FromClient::Plain(tcp),
+        Door::Tls if Box::pin(speaks_plainly(&front, &tcp)).await => {
+            refused(&front, "plain-http");
+            return Box::pin(say_https(tcp)).await;
+        }
         Door::Tls => match Box::pin(handshake(&front, tcp)).await {
             Ok(tls) => FromClient::Tls(tls),
             Err(reason) => return refused(&front, reason),
@@ -78,7 +86,12 @@ pub(super) async fn serve(
     let mut conn = Box::new(Conn::new(io, peer, permit));
     if conn.is_h2() {
         let stream: Stream = conn;
-        Box::pin(front.engine.process_new(stream, &front.stopping_watch)).await;
+        let drain = http2::Drain {
+            stopping: &front.stopping,
+            grace: front.drain_grace,
+            shutdown: &front.stopping_watch,
+        };
+        Box::pin(http2::serve(&front.engine, stream, front.limits.head_timeout, drain)).await;
         return;
     }
     let mut deadline = Deadline::default();
@@ -125,6 +138,27 @@ pub(super) async fn serve(
             }
         }
     }
+}
+
+/// Whether a client begins with a request of HTTP where TLS is spoken. Every method is upper case, and
+/// no record of TLS begins with such a letter (RFC 8446, section 5.1).
+async fn speaks_plainly(front: &Front, tcp: &TcpStream) -> bool {
+    let mut first = [0];
+    let seen = timeout(front.limits.head_timeout, tcp.peek(&mut first)).await;
+    matches!(seen, Ok(Ok(1))) && first[0].is_ascii_uppercase()
+}
+
+/// Tells a client that speaks plain HTTP what is spoken here.
+async fn say_https(mut tcp: TcpStream) {
+    let why = "This port speaks HTTPS: begin the address with https://";
+    let answer = Refusal::BadRequest(why).answer(Audience::Client).closing();
+    let said = async {
+        write_answer(&mut tcp, &answer, false, true).await?;
+        tcp.shutdown().await?;
+        // Closing with something unread would take the answer away.
+        tokio::io::copy(&mut (&mut tcp).take(PLAIN_MAX), &mut tokio::io::sink()).await
+    };
+    let _ = timeout(LINGER, said).await;
 }
 
 async fn handshake(

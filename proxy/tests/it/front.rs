@@ -288,3 +288,16 @@ async fn attack_2_behind_a_load_balancer_only_that_is_believed() {
     assert_eq!(told, ["192.0.2.1", "192.0.2.2", "127.0.0.2"]);
     assert_eq!(from("127.128.0.2", &["192.0.2.1", "127.0.0.3"]).await, ["127.128.0.2"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_http_at_the_port_for_https_is_answered_in_words() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::start().await;
+    let mut tcp = tokio::net::TcpStream::connect(world.address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: lab.example.test\r\n\r\n").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https://"), "{answer}");
+    assert!(answer.contains("Connection: close"), "{answer}");
+}

@@ -13,6 +13,7 @@ mod forwarding;
 mod front;
 mod http2;
 mod http2_attacks;
+mod http2_streams;
 mod interim;
 mod issuer;
 mod limits;
