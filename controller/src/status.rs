@@ -38,7 +38,8 @@ pub fn status<W: WorkloadResource>(
             observed_generation: generation,
         }
     };
-    let why = problems.first().map_or("AsAsked", |problem| problem.reason.as_str());
+    let worst = problems.iter().find(|problem| problem.reason.blocks()).or(problems.first());
+    let why = worst.map_or("AsAsked", |problem| problem.reason.as_str());
     let words: Vec<_> = problems.iter().map(|problem| problem.message.as_str()).collect();
     let ready =
         condition("Ready", running, told.phase.as_str(), told.message.clone().unwrap_or_default());

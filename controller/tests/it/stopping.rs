@@ -1,7 +1,5 @@
 //! Stopping, sleeping and going on depend on nothing else that is asked for.
 
-use std::sync::Arc;
-
 use cluster::resources::{App, Workspace};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
@@ -141,19 +139,20 @@ async fn a_corrected_command_reaches_a_pod_that_crashes() {
     let policy = set.spec.as_ref().unwrap().pod_management_policy.as_deref();
     assert_eq!(policy, Some("Parallel"), "a control plane replaces the pod by itself");
 
-    // A set of an earlier version waits for the broken pod.
-    let set = Arc::new(set);
+    // A set of an earlier version waits for the broken pod. The controller is kept from making one.
+    *world.answer.lock().unwrap() = Box::new(|method, path, _| {
+        let makes = method == "POST" && path.ends_with("/statefulsets");
+        makes.then(|| failure(500, "not now"))
+    });
     world.api::<StatefulSet>().delete("lab", &kube::api::DeleteParams::default()).await.unwrap();
-    let mut old = (*set).clone();
+    let mut old = set.clone();
     old.metadata.resource_version = None;
     old.metadata.uid = None;
     old.metadata.managed_fields = None;
     old.spec.as_mut().unwrap().pod_management_policy = Some("OrderedReady".to_owned());
-    let made = world.api::<StatefulSet>().create(&kube::api::PostParams::default(), &old).await;
-    let Ok(set) = made else {
-        // The controller was faster, with a set of its own.
-        return;
-    };
+    let params = kube::api::PostParams::default();
+    let set = world.api::<StatefulSet>().create(&params, &old).await.unwrap();
+    *world.answer.lock().unwrap() = Box::new(|_, _, _| None);
     let owner = set.controller_owner_ref(&()).unwrap();
     let labels = json!({
         "dormouse.dev/workload": "lab", "dormouse.dev/kind": "Workspace",
