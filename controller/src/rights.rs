@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
@@ -34,7 +33,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Of one look. A cluster that does not answer takes no right away.
 const DEADLINE: Duration = Duration::from_secs(30);
-const AT_ONCE: usize = 4;
 
 /// Reports the component `rights` until shutdown.
 pub async fn run(client: Client, ctx: Context) {
@@ -82,19 +80,13 @@ pub async fn run(client: Client, ctx: Context) {
 
 /// Such as `create services`, `patch workspaces/status (dormouse.dev)`.
 async fn missing(client: &Client) -> kube::Result<Vec<String>> {
-    let needed = NEEDED.iter().flat_map(|(group, resource, verbs)| {
-        verbs.iter().map(move |verb| (*group, *resource, *verb))
-    });
-    let asked = stream::iter(needed).map(|right| async move {
-        is_allowed(client, right).await.map(|allowed| (right, allowed))
-    });
-    let mut asked = asked.buffered(AT_ONCE);
     let mut missing = Vec::new();
-    while let Some(answer) = asked.next().await {
-        let ((group, resource, verb), allowed) = answer?;
-        if !allowed {
-            let group = if group.is_empty() { String::new() } else { format!(" ({group})") };
-            missing.push(format!("{verb} {resource}{group}"));
+    for (group, resource, verbs) in NEEDED {
+        for verb in verbs {
+            if !is_allowed(client, (group, resource, verb)).await? {
+                let group = if group.is_empty() { String::new() } else { format!(" ({group})") };
+                missing.push(format!("{verb} {resource}{group}"));
+            }
         }
     }
     Ok(missing)
