@@ -31,3 +31,7 @@ pub const MANAGER: &str = "dormouse";
 
 /// Annotation: the last time somebody asked for the workload, RFC 3339. Only ever moves forward.
 pub const WAKE_AT: &str = "dormouse.dev/wake-at";
+
+/// Annotation of a workspace's volume claim: the person whose files are in it. With
+/// `onDelete: Retain` it outlives the workspace, and no other person's workspace gets the volume.
+pub const OWNER: &str = "dormouse.dev/owner";

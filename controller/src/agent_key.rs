@@ -1,7 +1,6 @@
 //! The host key of a workspace's agent: made once, kept in the workspace's Secret.
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
 use russh::keys::{
     PrivateKey,
     ssh_key::{LineEnding, private::Ed25519Keypair},
@@ -17,8 +16,6 @@ pub fn secret_name(workspace: &str) -> String {
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error(transparent)]
-    Kube(#[from] kube::Error),
     #[error("an SSH host key cannot be made or read: {0}")]
     Key(#[from] russh::keys::ssh_key::Error),
 }
@@ -30,15 +27,9 @@ pub struct AgentKey {
     pub public: String,
 }
 
-/// The key that is kept, or a new one to be kept.
-pub async fn read_or_make(
-    client: &Client,
-    namespace: &str,
-    workspace: &str,
-) -> Result<AgentKey, KeyError> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secrets.get_opt(&secret_name(workspace)).await?;
-    let kept = secret.and_then(|secret| secret.data?.remove(HOST_KEY));
+/// The key that the Secret keeps, or a new one to be kept.
+pub fn kept_or_new(secret: Option<&Secret>) -> Result<AgentKey, KeyError> {
+    let kept = secret.and_then(|secret| secret.data.as_ref()?.get(HOST_KEY));
     let key = match kept.and_then(|bytes| PrivateKey::from_openssh(&bytes.0).ok()) {
         Some(key) => key,
         // A key that cannot be read is of no use to anybody: replaced.

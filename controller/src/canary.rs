@@ -1,23 +1,18 @@
 //! The second revision of an app: a Deployment and a Service of its own, named `<app>--canary`, which
 //! no app can be called.
 
-use std::fmt::Debug;
-
 use cluster::{
     labels,
     resources::{App, Canary, CanaryStatus},
 };
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
-use kube::{Api, Resource, ResourceExt, api::DeleteParams, core::NamespaceResourceScope};
-use serde::de::DeserializeOwned;
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Service},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::{
-    Shared,
-    config::Config,
-    manifest,
-    workload::{ReconcileError, apply_one},
-};
+use crate::{Shared, config::Config, manifest, own, refusal::ReconcileError};
 
 fn name(app: &App) -> String {
     format!("{}--canary", app.name_any())
@@ -28,8 +23,11 @@ pub async fn apply(
     app: &App,
     shared: &Shared,
     namespace: &str,
+    owner: &OwnerReference,
     awake: bool,
 ) -> Result<Option<CanaryStatus>, ReconcileError> {
+    let services: Api<Service> = Api::namespaced(shared.client.clone(), namespace);
+    let deployments: Api<Deployment> = Api::namespaced(shared.client.clone(), namespace);
     let Some(canary) = &app.spec.canary else {
         // Most apps never have one, so that is asked for after a change only. The status alone does not
         // tell: whoever made one may have ended before it could say so.
@@ -37,15 +35,16 @@ pub async fn apply(
         let seen = status.and_then(|status| status.observed_generation);
         let had = status.is_some_and(|status| status.canary.is_some());
         if had || seen != app.metadata.generation {
-            delete::<Service>(shared, namespace, &name(app)).await?;
-            delete::<Deployment>(shared, namespace, &name(app)).await?;
+            own::delete_ours(&services, &name(app), owner).await?;
+            own::delete_ours(&deployments, &name(app), owner).await?;
         }
         return Ok(None);
     };
-    apply_one::<Service>(shared, namespace, &service(app)).await?;
-    let manifest = deployment(app, canary, awake, &shared.config);
-    let deployment: Deployment = apply_one(shared, namespace, &manifest).await?;
-    let status = deployment.status.unwrap_or_default();
+    let name = name(app);
+    own::put(&services, &name, |found| own::check(found, owner), |_| Ok(service(app))).await?;
+    let manifest = |_: Option<&Deployment>| Ok(deployment(app, canary, awake, &shared.config));
+    let made = own::put(&deployments, &name, |found| own::check(found, owner), manifest).await?;
+    let status = made.status.unwrap_or_default();
     Ok(Some(CanaryStatus {
         weight: canary.weight,
         replicas: status.replicas.unwrap_or(0),
@@ -54,25 +53,24 @@ pub async fn apply(
     }))
 }
 
+/// Ends its pods, whatever becomes of all else.
+pub async fn halt(
+    app: &App,
+    shared: &Shared,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<(), ReconcileError> {
+    if app.spec.canary.is_none() && app.status.as_ref().is_none_or(|it| it.canary.is_none()) {
+        return Ok(());
+    }
+    let deployments: Api<Deployment> = Api::namespaced(shared.client.clone(), namespace);
+    own::halt(&deployments, &name(app), owner).await
+}
+
 /// Of one that the cluster refuses. The app itself is none the worse for it.
 pub fn refused(app: &App, message: String) -> Option<CanaryStatus> {
     let weight = app.spec.canary.as_ref()?.weight;
     Some(CanaryStatus { weight, replicas: 0, ready_replicas: 0, message: Some(message) })
-}
-
-async fn delete<K>(shared: &Shared, namespace: &str, name: &str) -> kube::Result<()>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(shared.client.clone(), namespace);
-    match api.delete(name, &DeleteParams::background()).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Of the canary's pods, which the app's own Service does not select.

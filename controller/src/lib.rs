@@ -4,13 +4,18 @@
 
 mod agent_key;
 mod canary;
+mod claim;
 mod config;
 mod gather;
 mod idle;
 mod manifest;
 mod metrics;
+mod own;
 mod phase;
 mod project;
+mod quantity;
+mod refusal;
+mod rights;
 mod status;
 mod workload;
 
@@ -32,6 +37,7 @@ struct Shared {
     config: Config,
     recorder: Recorder,
     metrics: Metrics,
+    failures: refusal::Failures,
 }
 
 /// Local copies of the custom resources, kept by the watches of the reconcilers.
@@ -58,7 +64,13 @@ pub async fn serve(
         instance: None,
     };
     let recorder = Recorder::new(client.clone(), reporter);
-    let shared = Arc::new(Shared { client, config, recorder, metrics });
+    let shared = Arc::new(Shared {
+        client,
+        config,
+        recorder,
+        metrics,
+        failures: refusal::Failures::default(),
+    });
 
     let workspaces = workload::controller::<Workspace>(&shared);
     let apps = workload::controller::<App>(&shared);
@@ -68,9 +80,10 @@ pub async fn serve(
     let workspaces =
         Box::pin(workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone()));
     let apps = Box::pin(workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone()));
+    let rights = rights::run(shared.client.clone(), ctx.clone());
     let idle = Box::pin(idle::run(shared, stores, http, ctx.clone()));
     ctx.health.set("controller", Ok(()));
-    let work = async { tokio::join!(projects, workspaces, apps, idle) };
+    let work = async { tokio::join!(projects, workspaces, apps, idle, rights) };
     // A reconciler that is stopped before its first list has arrived would wait for that list for
     // ever; one that is at work gets the time to finish.
     let late = async {

@@ -80,6 +80,7 @@ pub fn claim_name(workspace: &str) -> String {
 pub fn claim(workspace: &Workspace) -> Value {
     let storage = &workspace.spec.storage;
     let mut metadata = metadata(workspace, &claim_name(&workspace.name_any()));
+    metadata["annotations"] = json!({labels::OWNER: workspace.spec.owner});
     if storage.on_delete == OnDelete::Retain {
         metadata["ownerReferences"] = json!([]);
     }
@@ -106,7 +107,15 @@ pub fn agent_secret(workspace: &Workspace, host_key: &str, gateway_key: &str) ->
     })
 }
 
-pub fn stateful_set(workspace: &Workspace, awake: bool, config: &Config) -> Value {
+/// `policy` is the pod management policy of a set that exists, which cannot be changed. A new one's is
+/// `Parallel`: with the default one a pod that never becomes ready is not replaced after its
+/// specification was corrected.
+pub fn stateful_set(
+    workspace: &Workspace,
+    awake: bool,
+    policy: Option<&str>,
+    config: &Config,
+) -> Value {
     let spec = &workspace.spec;
     let name = workspace.name_any();
     let home = &spec.storage.mount_path;
@@ -116,7 +125,7 @@ pub fn stateful_set(workspace: &Workspace, awake: bool, config: &Config) -> Valu
         json!({"name": "DORMOUSE_AGENT_LISTEN", "value": format!("$(POD_IP):{AGENT_PORT}")}),
         json!({"name": "DORMOUSE_AGENT_KEYS", "value": AGENT_KEYS}),
     ];
-    env.extend(spec.env.iter().map(env_var));
+    add_env(&spec.env, &mut env);
     let mut mounts = vec![
         json!({"name": "home", "mountPath": home}),
         json!({"name": "agent", "mountPath": AGENT_FOLDER}),
@@ -164,6 +173,7 @@ pub fn stateful_set(workspace: &Workspace, awake: bool, config: &Config) -> Valu
         "spec": {
             "replicas": if awake { spec.replicas } else { 0 },
             "serviceName": name,
+            "podManagementPolicy": policy.unwrap_or("Parallel"),
             "selector": {"matchLabels": selector_of(workspace)},
             "template": {"metadata": {"labels": labels_of(workspace)}, "spec": pod},
         },
@@ -173,7 +183,7 @@ pub fn stateful_set(workspace: &Workspace, awake: bool, config: &Config) -> Valu
 pub fn deployment(app: &App, awake: bool, config: &Config) -> Value {
     let spec = &app.spec;
     let mut env = vec![pod_ip()];
-    env.extend(spec.env.iter().map(env_var));
+    add_env(&spec.env, &mut env);
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     add_secrets(&spec.secrets, &mut mounts, &mut volumes);
     let mut container = container(&spec.image, &spec.command, &spec.args, &spec.resources);
@@ -239,8 +249,18 @@ fn pod_ip() -> Value {
     json!({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
 }
 
-fn env_var(env: &EnvVar) -> Value {
-    json!({"name": env.name, "value": env.value})
+/// The names that are there already are ours and win; of two of the person's the last one does, as in
+/// a container. The API server refuses an apply with a name that is there twice.
+fn add_env(more: &[EnvVar], env: &mut Vec<Value>) {
+    let ours = env.len();
+    for var in more {
+        let same = env.iter().position(|known| known["name"] == var.name.as_str());
+        match same {
+            Some(place) if place < ours => {}
+            Some(place) => env[place]["value"] = json!(var.value),
+            None => env.push(json!({"name": var.name, "value": var.value})),
+        }
+    }
 }
 
 fn env_from(secrets: &[SecretMount]) -> Vec<Value> {
@@ -319,7 +339,7 @@ mod tests {
             "secrets": [{"name": "s", "mountPath": "/s"}, {"name": "t", "asEnv": true}],
             "resources": {"limits": {"cpu": "1"}}, "storage": {"storageClassName": "fast"},
         }));
-        typed::<StatefulSet>(&stateful_set(&lab, true, &config()));
+        typed::<StatefulSet>(&stateful_set(&lab, true, None, &config()));
         typed::<Service>(&service(&lab));
         typed::<PersistentVolumeClaim>(&claim(&lab));
         let secret: Secret = typed(&agent_secret(&lab, "private", "public"));
@@ -343,15 +363,15 @@ mod tests {
     #[test]
     fn asleep_is_zero_replicas_and_the_volume_stays() {
         let lab = workspace(json!({}));
-        let asleep: StatefulSet = typed(&stateful_set(&lab, false, &config()));
+        let asleep: StatefulSet = typed(&stateful_set(&lab, false, None, &config()));
         assert_eq!(asleep.spec.unwrap().replicas, Some(0));
-        let awake: StatefulSet = typed(&stateful_set(&lab, true, &config()));
+        let awake: StatefulSet = typed(&stateful_set(&lab, true, None, &config()));
         assert_eq!(awake.spec.unwrap().replicas, Some(1));
     }
 
     #[test]
     fn pods_tolerate_the_taints_of_nodes_that_are_kept_for_them() {
-        let lab = stateful_set(&workspace(json!({})), true, &config());
+        let lab = stateful_set(&workspace(json!({})), true, None, &config());
         let tolerations = &lab["spec"]["template"]["spec"]["tolerations"];
         assert_eq!(*tolerations, json!([{"key": "dormouse.dev/a", "operator": "Exists"}]));
     }
@@ -360,8 +380,32 @@ mod tests {
     fn everything_is_owned_but_a_retained_volume() {
         let owned = |manifest: &Value| manifest["metadata"]["ownerReferences"][0]["uid"] == "u1";
         let lab = workspace(json!({}));
-        assert!(owned(&stateful_set(&lab, true, &config())) && owned(&claim(&lab)));
+        assert!(owned(&stateful_set(&lab, true, None, &config())) && owned(&claim(&lab)));
         let keep = workspace(json!({"storage": {"onDelete": "Retain"}}));
         assert!(!owned(&claim(&keep)) && owned(&service(&keep)));
+    }
+
+    #[test]
+    fn a_name_is_there_once_and_ours_wins() {
+        let lab = workspace(json!({"env": [
+            {"name": "A", "value": "1"}, {"name": "HOME", "value": "/elsewhere"},
+            {"name": "POD_IP", "value": "10.0.0.1"}, {"name": "A", "value": "2"},
+        ]}));
+        let set = stateful_set(&lab, true, None, &config());
+        let env = set["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+        let value = |name: &str| {
+            let found: Vec<_> = env.iter().filter(|var| var["name"] == name).collect();
+            assert_eq!(found.len(), 1, "{name}");
+            found[0]["value"].clone()
+        };
+        assert_eq!((value("A"), value("HOME")), (json!("2"), json!("/home/work")));
+        assert!(value("POD_IP").is_null(), "it comes from the pod's status");
+    }
+
+    #[test]
+    fn a_set_that_exists_keeps_its_pod_management_policy() {
+        let policy = |found| stateful_set(&workspace(json!({})), true, found, &config());
+        assert_eq!(policy(None)["spec"]["podManagementPolicy"], "Parallel");
+        assert_eq!(policy(Some("OrderedReady"))["spec"]["podManagementPolicy"], "OrderedReady");
     }
 }

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::Namespace,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time},
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -17,7 +17,10 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Projects, Shared};
+use crate::{
+    Projects, Shared, own,
+    refusal::{Problem, Reason, ReconcileError},
+};
 
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -30,7 +33,7 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
         .graceful_shutdown_on(shutdown.cancelled_owned())
         .run(
             |project, shared| async move { reconcile(&project, &shared).await },
-            |project: Arc<Project>, error: &kube::Error, shared| {
+            |project: Arc<Project>, error: &ReconcileError, shared| {
                 shared.metrics.reconcile_errors.with_label_values(&["Project"]).inc();
                 tracing::warn!(%error, project = project.name_any(), "reconciliation failed; trying again");
                 Action::requeue(RETRY)
@@ -41,37 +44,68 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
         .await;
 }
 
-async fn reconcile(project: &Project, shared: &Shared) -> kube::Result<Action> {
+async fn reconcile(project: &Project, shared: &Shared) -> Result<Action, ReconcileError> {
     if project.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let name = project.name_any();
+    let Some(owner) = project.controller_owner_ref(&()) else { return Ok(Action::await_change()) };
     let namespaces: Api<Namespace> = Api::all(shared.client.clone());
-    let existing = namespaces.get_opt(&name).await?;
-    let foreign = existing
-        .as_ref()
-        .is_some_and(|namespace| namespace.labels().get(labels::PROJECT) != Some(&name));
-    let (status, reason, message) = if foreign {
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "labels": {labels::PROJECT: name, labels::MANAGED_BY: labels::MANAGER},
+            "ownerReferences": [owner],
+        },
+    });
+    let check = |found: &Namespace| check(found, &owner);
+    let put = own::put(&namespaces, &name, check, |_| Ok(manifest.clone())).await;
+    let failures = &shared.failures;
+    let key = format!("Project {name}");
+    let (status, reason, message, again) = match put {
+        Ok(_) => {
+            failures.over(&key);
+            ("True", "Ready", String::new(), None)
+        }
+        Err(error) => {
+            let Some(problem) = error.problem().or_else(|| failures.again(&key, &error)) else {
+                return Err(error);
+            };
+            let reason = match problem.reason {
+                Reason::NotOurs => "NamespaceTaken",
+                other => other.as_str(),
+            };
+            ("False", reason, problem.message, Some(problem.reason.again()))
+        }
+    };
+    write_status(project, shared, status, reason, message).await?;
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Ours is a namespace with the project's label, which we set or an operator did to hand it over,
+/// unless something else controls it.
+fn check(found: &Namespace, owner: &OwnerReference) -> Result<(), Problem> {
+    let name = found.name_any();
+    let labelled = found.labels().get(labels::PROJECT) == Some(&owner.name);
+    let controlled = found.owner_references().iter().any(|it| it.controller == Some(true));
+    let ours = own::is_controlled_by(&found.metadata, owner);
+    if !ours && (!labelled || controlled) {
+        if own::is_left_by_namesake(&found.metadata, owner) {
+            return own::check(found, owner);
+        }
         let message = format!(
             "The namespace {name} exists and is not the project's; to hand it over: kubectl label namespace {name} {}={name}",
             labels::PROJECT
         );
-        ("False", "NamespaceTaken", message)
-    } else {
-        let namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {
-                "name": name,
-                "labels": {labels::PROJECT: name, labels::MANAGED_BY: labels::MANAGER},
-                "ownerReferences": [project.controller_owner_ref(&())],
-            },
-        });
-        let params = PatchParams::apply(labels::MANAGER).force();
-        namespaces.patch(&name, &params, &Patch::Apply(namespace)).await?;
-        ("True", "Ready", String::new())
-    };
-    write_status(project, shared, status, reason, message).await?;
-    Ok(Action::await_change())
+        return Err(Problem::new(Reason::NotOurs, message));
+    }
+    if found.metadata.deletion_timestamp.is_some() {
+        let message =
+            format!("The namespace {name} is being deleted: it is made anew when it is gone");
+        return Err(Problem::new(Reason::Ending, message));
+    }
+    Ok(())
 }
 
 async fn write_status(
@@ -103,4 +137,39 @@ async fn write_status(
     let patch = Patch::Merge(json!({"status": after}));
     projects.patch_status(&project.name_any(), &PatchParams::default(), &patch).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn checked(metadata: Value) -> Result<(), Reason> {
+        let owner = json!({"apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
+            "name": "vision", "uid": "u1", "controller": true});
+        let owner = serde_json::from_value(owner).unwrap();
+        let mut namespace = json!({"metadata": metadata});
+        namespace["metadata"]["name"] = json!("vision");
+        let namespace: Namespace = serde_json::from_value(namespace).unwrap();
+        check(&namespace, &owner).map_err(|problem| problem.reason)
+    }
+
+    #[test]
+    fn a_namespace_is_the_projects_by_label_and_nobody_elses() {
+        let ours = json!({labels::PROJECT: "vision"});
+        let controlled = |kind, uid| {
+            json!([{"apiVersion": "dormouse.dev/v1alpha1", "kind": kind, "name": "vision",
+                "uid": uid, "controller": true}])
+        };
+        assert_eq!(checked(json!({})), Err(Reason::NotOurs));
+        assert_eq!(checked(json!({"labels": ours})), Ok(()), "handed over");
+        let held = json!({"labels": ours, "ownerReferences": controlled("Tenant", "u9")});
+        assert_eq!(checked(held), Err(Reason::NotOurs));
+        let earlier = json!({"labels": ours, "ownerReferences": controlled("Project", "u0")});
+        assert_eq!(checked(earlier), Err(Reason::Ending));
+        let ending = json!({"labels": ours, "ownerReferences": controlled("Project", "u1"),
+            "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(checked(ending), Err(Reason::Ending), "not ready while it ends");
+    }
 }

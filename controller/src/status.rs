@@ -10,19 +10,44 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{Shared, manifest, phase::Told};
+use crate::{Shared, manifest, phase::Told, refusal::Problem};
 
 /// The parts of the status that are the reconciler's; activity and verdict are the idle loop's.
+#[allow(clippy::too_many_arguments)] // Each is another part of the status.
 pub fn status<W: WorkloadResource>(
     object: &W,
     before: &WorkloadStatus,
     told: Told,
-    (replicas, ready): (i32, i32),
+    problems: &[Problem],
+    (replicas, ready_replicas): (i32, i32),
     agent: Option<AgentStatus>,
     shared: &Shared,
     now: Timestamp,
 ) -> WorkloadStatus {
     let running = told.phase == Phase::Running;
+    let generation = object.meta().generation;
+    let condition = |type_: &str, holds: bool, reason: &str, message: String| {
+        let status = if holds { "True" } else { "False" };
+        let old = before.conditions.iter().find(|c| c.type_ == type_ && c.status == status);
+        Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: old.map_or(Time(now), |c| c.last_transition_time.clone()),
+            observed_generation: generation,
+        }
+    };
+    let worst = problems.iter().find(|problem| problem.reason.blocks()).or(problems.first());
+    let why = worst.map_or("AsAsked", |problem| problem.reason.as_str());
+    let words: Vec<_> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    let ready =
+        condition("Ready", running, told.phase.as_str(), told.message.clone().unwrap_or_default());
+    let applied = condition("Applied", problems.is_empty(), why, words.join(". "));
+    // Others' conditions stay.
+    let others =
+        before.conditions.iter().filter(|c| !matches!(c.type_.as_str(), "Ready" | "Applied"));
+    let conditions = [ready, applied].into_iter().chain(others.cloned()).collect();
     let config = &shared.config;
     let port = config.external_port.filter(|port| *port != 443);
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
@@ -30,7 +55,7 @@ pub fn status<W: WorkloadResource>(
         .workload()
         .map(|w| format!("https://{}.{}{port}/", w.host_label(), config.base_domain));
     WorkloadStatus {
-        conditions: vec![ready_condition(object, before, &told, running, now)],
+        conditions,
         phase: Some(told.phase),
         message: told.message,
         progress: told.progress,
@@ -38,29 +63,10 @@ pub fn status<W: WorkloadResource>(
         ready_since: running.then(|| before.ready_since.unwrap_or(now)),
         agent,
         replicas,
-        ready_replicas: ready,
+        ready_replicas,
         selector: Some(manifest::selector_text(object)),
-        observed_generation: object.meta().generation,
+        observed_generation: generation,
         ..before.clone()
-    }
-}
-
-fn ready_condition<W: WorkloadResource>(
-    object: &W,
-    before: &WorkloadStatus,
-    told: &Told,
-    running: bool,
-    now: Timestamp,
-) -> Condition {
-    let status = if running { "True" } else { "False" };
-    let old = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == status);
-    Condition {
-        type_: "Ready".to_owned(),
-        status: status.to_owned(),
-        reason: told.phase.as_str().to_owned(),
-        message: told.message.clone().unwrap_or_default(),
-        last_transition_time: old.map_or(Time(now), |c| c.last_transition_time.clone()),
-        observed_generation: object.meta().generation,
     }
 }
 

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use cluster::{
     labels,
-    resources::{AgentStatus, App, CanaryStatus, Phase, WorkloadResource, Workspace},
+    resources::{
+        AgentStatus, App, CanaryStatus, Phase, WorkloadResource, WorkloadStatus, Workspace,
+    },
 };
 use domain::workload::WorkloadKind;
 use futures::StreamExt;
@@ -12,35 +14,28 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
-        core::v1::{PersistentVolumeClaim, Pod, Secret, Service},
+        core::v1::{Pod, Secret, Service},
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::ListParams,
     runtime::{Controller, controller::Action, reflector::ObjectRef, watcher},
 };
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Shared, Stores, agent_key, canary, manifest,
-    phase::{Observed, Told, tell},
+    Shared, Stores, agent_key, canary, claim, manifest,
+    own::{self, Part, Scaled},
+    phase::{Observed, Told, is_broken, tell},
+    refusal::{Problem, Reason, ReconcileError},
     status::{status, write},
 };
 
 /// A failed reconciliation is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
-
-#[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
-    #[error(transparent)]
-    Kube(#[from] kube::Error),
-    #[error(transparent)]
-    Key(#[from] agent_key::KeyError),
-}
 
 pub fn controller<W: Reconciled>(shared: &Shared) -> Controller<W> {
     let all = watcher::Config::default();
@@ -86,28 +81,99 @@ pub async fn run<W: Reconciled>(
 /// What differs between the kinds.
 pub trait Reconciled: WorkloadResource {
     /// The built-in kind that runs the pods.
-    type Under: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned
+    type Under: Scaled
+        + Resource<Scope = kube::core::NamespaceResourceScope>
         + Send
         + Sync
         + 'static;
 
     fn counts(under: &Self::Under) -> Counts;
 
-    /// Applies everything but the Service, which all have.
+    /// Ends its pods, before and whatever else is applied.
+    fn halt(&self, place: &Place<'_>) -> impl Future<Output = Result<(), ReconcileError>> + Send;
+
+    /// Applies everything but the Service, which all have. What fails keeps nothing else from being
+    /// applied that does not need it.
     fn apply(
         &self,
-        shared: &Shared,
-        namespace: &str,
+        place: &Place<'_>,
         awake: bool,
-    ) -> impl Future<Output = Result<Applied<Self::Under>, ReconcileError>> + Send;
+        failed: &mut Failed,
+    ) -> impl Future<Output = Applied<Self::Under>> + Send;
+
+    /// Removes a pod that would hold up the change it needs.
+    fn unblock(
+        &self,
+        _place: &Place<'_>,
+        _under: &Self::Under,
+        _pods: &[Pod],
+    ) -> impl Future<Output = kube::Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// Where a workload's parts are, and whose they are.
+pub struct Place<'a> {
+    shared: &'a Shared,
+    namespace: &'a str,
+    owner: OwnerReference,
+}
+
+impl Place<'_> {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.shared.client.clone(), self.namespace)
+    }
+
+    async fn put<K>(&self, manifest: &Value) -> Result<K, ReconcileError>
+    where
+        K: Part + Resource<Scope = kube::core::NamespaceResourceScope>,
+    {
+        let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+        let check = |found: &K| own::check(found, &self.owner);
+        own::put(&self.api(), name, check, |_| Ok(manifest.clone())).await
+    }
+
+    /// What is there, if it is ours.
+    async fn look<K>(&self, name: &str) -> kube::Result<Option<K>>
+    where
+        K: Part + Resource<Scope = kube::core::NamespaceResourceScope>,
+    {
+        let found = self.api::<K>().get_opt(name).await?;
+        Ok(found.filter(|found| own::is_controlled_by(found.meta(), &self.owner)))
+    }
+}
+
+/// What could not be applied.
+#[derive(Default)]
+pub struct Failed {
+    problems: Vec<Problem>,
+    /// The first failure that may pass by itself.
+    passing: Option<ReconcileError>,
+}
+
+impl Failed {
+    /// The result, or `None` when it is a failure, which is kept.
+    fn note<T>(&mut self, result: Result<T, impl Into<ReconcileError>>) -> Option<T> {
+        match result.map_err(Into::into) {
+            Ok(value) => return Some(value),
+            Err(error) => match error.problem() {
+                Some(problem) => self.problems.push(problem),
+                None => {
+                    self.passing.get_or_insert(error);
+                }
+            },
+        }
+        None
+    }
 }
 
 /// What the API server made of the manifests.
 pub struct Applied<U> {
-    under: U,
+    /// As it is, also when it could not be applied; `None` when there is none of ours.
+    under: Option<U>,
     agent: Option<AgentStatus>,
     canary: Option<CanaryStatus>,
 }
@@ -129,23 +195,6 @@ impl Counts {
     }
 }
 
-pub(crate) async fn apply_one<K>(
-    shared: &Shared,
-    namespace: &str,
-    manifest: &Value,
-) -> kube::Result<K>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(shared.client.clone(), namespace);
-    let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
-    let params = PatchParams::apply(labels::MANAGER).force();
-    api.patch(name, &params, &Patch::Apply(manifest)).await
-}
-
 impl Reconciled for Workspace {
     type Under = StatefulSet;
 
@@ -157,23 +206,113 @@ impl Reconciled for Workspace {
         Counts { replicas, ready, current: seen >= under.metadata.generation }
     }
 
+    async fn halt(&self, place: &Place<'_>) -> Result<(), ReconcileError> {
+        own::halt(&place.api::<StatefulSet>(), &self.name_any(), &place.owner).await
+    }
+
     async fn apply(
         &self,
-        shared: &Shared,
-        namespace: &str,
+        place: &Place<'_>,
         awake: bool,
-    ) -> Result<Applied<StatefulSet>, ReconcileError> {
-        let agent = &shared.config.agent;
-        let key = agent_key::read_or_make(&shared.client, namespace, &self.name_any()).await?;
-        let secret = manifest::agent_secret(self, &key.private, &agent.gateway_key);
-        apply_one::<Secret>(shared, namespace, &secret).await?;
-        apply_one::<PersistentVolumeClaim>(shared, namespace, &manifest::claim(self)).await?;
-        let set = manifest::stateful_set(self, awake, &shared.config);
-        let under = apply_one(shared, namespace, &set).await?;
-        let agent = Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public });
-        Ok(Applied { under, agent, canary: None })
+        failed: &mut Failed,
+    ) -> Applied<StatefulSet> {
+        let Place { shared, owner, .. } = place;
+        let name = self.name_any();
+        let agent = failed.note(agent_key(self, place).await);
+        let claim = failed.note(claim::apply(&place.api(), self, owner).await);
+        // A pod without the key nobody could trust; one with somebody else's volume must not be.
+        let usable = agent.is_some() && claim.is_some();
+        if let Some(kept) = claim.flatten() {
+            failed.problems.push(kept);
+        }
+        let under = if usable || !awake {
+            let check = |found: &StatefulSet| own::check(found, owner);
+            let manifest = |found: Option<&StatefulSet>| {
+                let policy =
+                    found.and_then(|set| set.spec.as_ref()?.pod_management_policy.as_deref());
+                Ok(manifest::stateful_set(self, awake, policy, &shared.config))
+            };
+            failed.note(own::put(&place.api(), &name, check, manifest).await)
+        } else {
+            if failed.problems.iter().any(|problem| problem.reason == Reason::NotOurs) {
+                failed.note(self.halt(place).await);
+            }
+            None
+        };
+        let under = match under {
+            Some(under) => Some(under),
+            None => failed.note(place.look(&name).await).flatten(),
+        };
+        let agent = match agent {
+            Some(key) => Some(AgentStatus { port: manifest::AGENT_PORT, host_key: key.public }),
+            None => self.status.as_ref().and_then(|status| status.agent.clone()),
+        };
+        Applied { under, agent, canary: None }
+    }
+
+    async fn unblock(
+        &self,
+        place: &Place<'_>,
+        under: &StatefulSet,
+        pods: &[Pod],
+    ) -> kube::Result<()> {
+        let api: Api<Pod> = place.api();
+        for pod in pods.iter().filter(|pod| holds_up(pod, under)) {
+            tracing::info!(
+                pod = pod.name_any(),
+                namespace = place.namespace,
+                "removing a broken pod, so that the corrected one can start"
+            );
+            own::delete(&api, pod).await?;
+        }
+        Ok(())
     }
 }
+
+/// Applies the Secret with the agent's keys.
+async fn agent_key(
+    workspace: &Workspace,
+    place: &Place<'_>,
+) -> Result<agent_key::AgentKey, ReconcileError> {
+    let mut key = None;
+    let name = agent_key::secret_name(&workspace.name_any());
+    let check = |found: &Secret| own::check(found, &place.owner);
+    let manifest = |found: Option<&Secret>| {
+        let kept = agent_key::kept_or_new(found)?;
+        let gateway_key = &place.shared.config.agent.gateway_key;
+        let manifest = manifest::agent_secret(workspace, &kept.private, gateway_key);
+        key = Some(kept);
+        Ok(manifest)
+    };
+    own::put(&place.api(), &name, check, manifest).await?;
+    key.ok_or_else(|| {
+        ReconcileError::Told(Problem::new(Reason::Failing, "The agent's key is missing"))
+    })
+}
+
+/// A set whose pods start in order waits for a pod that does not become ready, also when it is of an
+/// earlier revision: what corrects it never arrives.
+fn holds_up(pod: &Pod, set: &StatefulSet) -> bool {
+    let status = set.status.as_ref();
+    let seen = status.and_then(|status| status.observed_generation) >= set.metadata.generation;
+    let newest = status.and_then(|status| status.update_revision.as_ref());
+    let revision = pod.labels().get(REVISION_LABEL);
+    let in_order = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref())
+        != Some("Parallel");
+    let of_set = pod.owner_references().iter().any(|owner| {
+        owner.controller == Some(true) && Some(&owner.uid) == set.metadata.uid.as_ref()
+    });
+    in_order
+        && seen
+        && of_set
+        && newest.is_some()
+        && revision != newest
+        && stays(pod)
+        && is_broken(pod)
+}
+
+/// The StatefulSet controller's label of a pod's revision.
+const REVISION_LABEL: &str = "controller-revision-hash";
 
 impl Reconciled for App {
     type Under = Deployment;
@@ -186,19 +325,36 @@ impl Reconciled for App {
         Counts { replicas, ready, current: seen >= under.metadata.generation }
     }
 
+    async fn halt(&self, place: &Place<'_>) -> Result<(), ReconcileError> {
+        let Place { shared, namespace, owner } = place;
+        let canary = canary::halt(self, shared, namespace, owner).await;
+        own::halt(&place.api::<Deployment>(), &self.name_any(), owner).await?;
+        canary
+    }
+
     async fn apply(
         &self,
-        shared: &Shared,
-        namespace: &str,
+        place: &Place<'_>,
         awake: bool,
-    ) -> Result<Applied<Deployment>, ReconcileError> {
+        failed: &mut Failed,
+    ) -> Applied<Deployment> {
+        let Place { shared, namespace, owner } = place;
         let deployment = manifest::deployment(self, awake, &shared.config);
-        let under = apply_one(shared, namespace, &deployment).await?;
-        let canary = match canary::apply(self, shared, namespace, awake).await {
-            Ok(canary) => canary,
-            Err(error) => canary::refused(self, refusal(&error).ok_or(error)?),
+        let under = match failed.note(place.put(&deployment).await) {
+            Some(under) => Some(under),
+            None => failed.note(place.look(&self.name_any()).await).flatten(),
         };
-        Ok(Applied { under, agent: None, canary })
+        let canary = match canary::apply(self, shared, namespace, owner, awake).await {
+            Ok(canary) => canary,
+            Err(error) => match error.problem() {
+                Some(problem) => canary::refused(self, problem.message),
+                None => {
+                    failed.note(Err::<(), _>(error));
+                    self.status.as_ref().and_then(|status| status.canary.clone())
+                }
+            },
+        };
+        Applied { under, agent: None, canary }
     }
 }
 
@@ -208,72 +364,90 @@ async fn reconcile<W: Reconciled>(
     stores: &Stores,
 ) -> Result<Action, ReconcileError> {
     let Some(workload) = object.workload() else { return Ok(Action::await_change()) };
+    let Some(owner) = object.controller_owner_ref(&()) else { return Ok(Action::await_change()) };
     if object.meta().deletion_timestamp.is_some() {
         // What it owns goes with it, by garbage collection.
         return Ok(Action::await_change());
     }
     let namespace = workload.project.as_str();
+    let place = Place { shared, namespace, owner };
     let before = object.status().cloned().unwrap_or_default();
+    let asleep = object.is_asleep();
+    let awake = !asleep && object.replicas() > 0;
+    let mut failed = Failed::default();
+    if !awake {
+        failed.note(object.halt(&place).await);
+    }
     if let Some(other) = stores.older_namesake(object) {
         let message = format!("The name is taken by the older {other}: choose another name");
         let told = Told { phase: Phase::Failed, message: Some(message), progress: None };
-        let after = status(object, &before, told, (0, 0), None, shared, Timestamp::now());
+        let after = status(object, &before, told, &[], (0, 0), None, shared, Timestamp::now());
         write(object, &before, &after, shared).await?;
-        return Ok(Action::await_change());
+        return failed.passing.map_or_else(|| Ok(Action::await_change()), Err);
     }
 
-    let asleep = object.is_asleep();
-    let applied = async {
-        apply_one::<Service>(shared, namespace, &manifest::service(object)).await?;
-        object.apply(shared, namespace, !asleep).await
-    };
-    let Applied { under, agent, canary } = match applied.await {
-        Ok(applied) => applied,
+    failed.note(place.put::<Service>(&manifest::service(object)).await);
+    let Applied { under, agent, canary } = object.apply(&place, awake, &mut failed).await;
+    let key = workload.to_string();
+    match &failed.passing {
+        Some(error) => failed.problems.extend(shared.failures.again(&key, error)),
+        None => shared.failures.over(&key),
+    }
+    let observed = observe(object, &place, under.as_ref(), awake, &before).await;
+    let (replicas, ready, pods) = match observed {
+        Ok(observed) => observed,
         Err(error) => {
-            if let Some(message) = refusal(&error) {
-                let told = Told { phase: Phase::Failed, message: Some(message), progress: None };
-                let counts = (before.replicas, before.ready_replicas);
-                let agent = before.agent.clone();
-                let after = status(object, &before, told, counts, agent, shared, Timestamp::now());
-                write(object, &before, &after, shared).await?;
-            }
-            return Err(error);
+            failed.note(Err::<(), _>(error));
+            (before.replicas, before.ready_replicas, Vec::new())
         }
     };
-    let counts = W::counts(&under);
-    let (replicas, ready) = (counts.replicas, counts.ready(before.phase));
+    if under.is_some() || !failed.problems.is_empty() {
+        let told =
+            tell(&Observed { wanted: object.replicas(), asleep, replicas, ready, pods: &pods });
+        let told = told.with(&failed.problems, under.is_some());
+        let counts = (replicas, ready);
+        let now = Timestamp::now();
+        let mut after = status(object, &before, told, &failed.problems, counts, agent, shared, now);
+        after.canary = canary;
+        write(object, &before, &after, shared).await?;
+    }
+    match failed.passing {
+        Some(error) => Err(error),
+        None => Ok(match failed.problems.iter().map(|problem| problem.reason.again()).min() {
+            Some(again) => Action::requeue(again),
+            None => Action::await_change(),
+        }),
+    }
+}
+
+/// How many pods there are and how many are ready, and while it comes up the pods themselves.
+async fn observe<W: Reconciled>(
+    object: &W,
+    place: &Place<'_>,
+    under: Option<&W::Under>,
+    awake: bool,
+    before: &WorkloadStatus,
+) -> kube::Result<(i32, i32, Vec<Pod>)> {
+    let Some(under) = under else { return Ok((0, 0, Vec::new())) };
+    let counts = W::counts(under);
+    let ready = counts.ready(before.phase);
     let coming = before.phase != Some(Phase::Running) || ready == 0;
-    let pods = if coming && !asleep && object.replicas() > 0 {
-        let pods: Api<Pod> = Api::namespaced(shared.client.clone(), namespace);
-        pods.list(&ListParams::default().labels(&manifest::selector_text(object))).await?.items
-    } else {
-        Vec::new()
-    };
+    if !coming {
+        return Ok((counts.replicas, ready, Vec::new()));
+    }
+    let mut pods = Vec::new();
+    if awake {
+        let params = ListParams::default().labels(&manifest::selector_text(object));
+        pods = place.api::<Pod>().list(&params).await?.items;
+        object.unblock(place, under, &pods).await?;
+    }
     // A pod from before the wake counts as ready until it is gone, but nobody can be sent there.
-    let ready = if coming && !pods.iter().any(stays) { 0 } else { ready };
-    let told = tell(&Observed { wanted: object.replicas(), asleep, replicas, ready, pods: &pods });
-    let mut after =
-        status(object, &before, told, (replicas, ready), agent, shared, Timestamp::now());
-    after.canary = canary;
-    write(object, &before, &after, shared).await?;
-    Ok(Action::await_change())
+    let ready = if pods.iter().any(stays) { ready } else { 0 };
+    Ok((counts.replicas, ready, pods))
 }
 
 fn stays(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
-}
-
-/// What to tell the person whose workload the API server finds wrong, or its rules forbid; `None` for what may
-/// pass by itself.
-fn refusal(error: &ReconcileError) -> Option<String> {
-    match error {
-        ReconcileError::Kube(kube::Error::Api(status))
-            if matches!(status.code, 400 | 403 | 422) =>
-        {
-            Some(format!("The cluster refuses it: {}", status.message))
-        }
-        _ => None,
-    }
 }
 
 impl Stores {
@@ -302,20 +476,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_refusal_is_told_and_a_conflict_is_not() {
-        let answer = |code| {
-            let status = json!({"code": code, "message": "no such amount", "status": "Failure"});
-            let status = serde_json::from_value::<kube::core::Status>(status).unwrap();
-            ReconcileError::Kube(kube::Error::Api(Box::new(status)))
-        };
-        let told = refusal(&answer(422)).unwrap();
-        assert_eq!(told, "The cluster refuses it: no such amount");
-        for passing in [404, 409, 429, 500, 503] {
-            assert_eq!(refusal(&answer(passing)), None, "{passing}");
-        }
-    }
 
     #[test]
     fn pods_from_before_a_wake_are_not_ready_for_it() {

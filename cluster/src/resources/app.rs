@@ -2,6 +2,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::parts::{
+    ENV_ONCE, ENV_ONCE_SAYS, ENV_RESERVED, ENV_RESERVED_SAYS, SECRETS_APART, SECRETS_APART_SAYS,
+};
 use super::{
     AppProtocol, Canary, EnvVar, IdleSpec, ProtocolName, Resources, RoutingSpec, SecretMount,
     Sharing, TlsSpec, TrafficSpec, WorkloadStatus,
@@ -74,9 +77,15 @@ pub struct AppSpec {
     #[serde(default)]
     pub resources: Resources,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(
+        validation = Rule::new(ENV_ONCE).message(ENV_ONCE_SAYS),
+        validation = Rule::new(ENV_RESERVED).message(ENV_RESERVED_SAYS)
+    )]
     pub env: Vec<EnvVar>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(SECRETS_APART).message(SECRETS_APART_SAYS))]
     pub secrets: Vec<SecretMount>,
     #[serde(default)]
     pub idle: IdleSpec,

@@ -69,10 +69,31 @@ pub struct Sharing {
     pub everyone: bool,
 }
 
+/// Of `env`, on the list itself: what did not change is not judged again, so that an older object can
+/// still be stopped.
+pub(super) const ENV_ONCE: &str = "self.all(a, self.exists_one(b, a.name == b.name))";
+pub(super) const ENV_ONCE_SAYS: &str = "a variable is there twice: give each name once";
+pub(super) const ENV_RESERVED: &str =
+    "self.all(a, a.name != 'POD_IP' && !a.name.startsWith('DORMOUSE_'))";
+pub(super) const ENV_RESERVED_SAYS: &str =
+    "POD_IP and names that begin with DORMOUSE_ are reserved: choose another name";
+/// Of `secrets`.
+pub(super) const SECRETS_APART: &str = "self.all(a, !has(a.mountPath) || self.exists_one(b, has(b.mountPath) && a.mountPath == b.mountPath))";
+pub(super) const SECRETS_APART_SAYS: &str =
+    "two secrets have the same mountPath: give each a folder of its own";
+/// Of every path at which something is mounted.
+pub(super) const PATH_PLAIN: &str =
+    "self.startsWith('/') && !self.matches('//|/$|/[.][.]?(/|$)|:')";
+pub(super) const PATH_PLAIN_SAYS: &str =
+    "must be an absolute path without //, /./, /../, a colon, or / at its end";
+pub(super) const PATH_OURS: &str = "!(self + '/').startsWith('/run/dormouse/') && !(self + '/').startsWith('/run/dormouse-keys/') && self != '/run'";
+pub(super) const PATH_OURS_SAYS: &str =
+    "/run, /run/dormouse and /run/dormouse-keys are reserved: choose another folder";
+
 /// One environment variable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EnvVar {
-    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"), length(max = 256))]
     pub name: String,
     /// May refer to `$(POD_IP)` and to variables defined before it.
     pub value: String,
@@ -87,7 +108,11 @@ pub struct SecretMount {
     pub name: String,
     /// Each key becomes a file in this folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^/.+"))]
+    #[schemars(regex(pattern = r"^/.+"), length(max = 512))]
+    #[x_kube(
+        validation = Rule::new(PATH_PLAIN).message(PATH_PLAIN_SAYS),
+        validation = Rule::new(PATH_OURS).message(PATH_OURS_SAYS)
+    )]
     pub mount_path: Option<String>,
     /// Each key becomes an environment variable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,7 +203,11 @@ pub struct Storage {
     pub storage_class_name: Option<String>,
     /// Where the volume is mounted; also the home and working folder.
     #[serde(default = "default_mount_path")]
-    #[schemars(regex(pattern = r"^/.+"))]
+    #[schemars(regex(pattern = r"^/.+"), length(max = 512))]
+    #[x_kube(
+        validation = Rule::new(PATH_PLAIN).message(PATH_PLAIN_SAYS),
+        validation = Rule::new(PATH_OURS).message(PATH_OURS_SAYS)
+    )]
     pub mount_path: String,
     /// What becomes of the volume when the workspace is deleted.
     #[serde(default)]

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::EnvVar;
+use super::parts::{ENV_ONCE, ENV_ONCE_SAYS, ENV_RESERVED, ENV_RESERVED_SAYS};
 
 /// What a program speaks at its port, as a Service's `appProtocol` says it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -89,7 +90,7 @@ pub struct RoutingSpec {
 }
 
 /// A second revision of an app beside the first: the app but for what is set here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct Canary {
     /// Of a hundred people, so many get the canary: always the same ones, and with a growing weight
     /// nobody goes back.
@@ -108,6 +109,11 @@ pub struct Canary {
     pub args: Option<Vec<String>>,
     /// Besides the app's variables, and in place of those with the same name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(
+        validation = Rule::new(ENV_ONCE).message(ENV_ONCE_SAYS),
+        validation = Rule::new(ENV_RESERVED).message(ENV_RESERVED_SAYS)
+    )]
     pub env: Vec<EnvVar>,
 }
 

@@ -1,6 +1,9 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use super::parts::{
+    ENV_ONCE, ENV_ONCE_SAYS, ENV_RESERVED, ENV_RESERVED_SAYS, SECRETS_APART, SECRETS_APART_SAYS,
+};
 use super::{
     EnvVar, IdleSpec, ProtocolName, Resources, SecretMount, Sharing, Storage, TrafficSpec,
     WorkloadStatus,
@@ -34,6 +37,8 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.replicas == 0 || self.replicas == 1").message("replicas of a workspace is 0 (stopped) or 1"))]
+// A stopped one passes: whatever was made before this rule can be stopped.
+#[x_kube(validation = Rule::new("self.replicas == 0 || !has(self.secrets) || self.secrets.all(a, !has(a.mountPath) || !(self.storage.mountPath + '/').startsWith(a.mountPath + '/'))").message("a secret is mounted at the home folder (storage.mountPath) or above it: choose another folder"))]
 pub struct WorkspaceSpec {
     /// The person it belongs to.
     #[schemars(length(min = 1, max = 64))]
@@ -48,6 +53,7 @@ pub struct WorkspaceSpec {
     /// Where the program serves HTTP, on the pod's address.
     #[serde(default = "default_port")]
     #[schemars(range(min = 1, max = 65535))]
+    #[x_kube(validation = Rule::new("self != 2022").message("port 2022 is the agent's, for SSH: choose another port"))]
     pub port: i32,
     /// 0 stops it until somebody sets 1 again.
     #[serde(default = "default_replicas")]
@@ -59,9 +65,16 @@ pub struct WorkspaceSpec {
     #[serde(default)]
     pub resources: Resources,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(
+        validation = Rule::new(ENV_ONCE).message(ENV_ONCE_SAYS),
+        validation = Rule::new(ENV_RESERVED).message(ENV_RESERVED_SAYS),
+        validation = Rule::new("self.all(a, a.name != 'HOME')").message("HOME is reserved: it is spec.storage.mountPath")
+    )]
     pub env: Vec<EnvVar>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(SECRETS_APART).message(SECRETS_APART_SAYS))]
     pub secrets: Vec<SecretMount>,
     #[serde(default)]
     pub idle: IdleSpec,

@@ -1,0 +1,209 @@
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use cluster::resources::{App, WorkloadResource, WorkloadStatus, Workspace};
+use http::{Request, Response};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{
+    Api, Client, Config, Resource,
+    api::{Patch, PatchParams, PostParams},
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::NamespaceResourceScope,
+};
+use runtime::{audit::Audit, health::Health, service::Context};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub const NAMESPACE: &str = "vision";
+
+/// Longer than anything takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Says what the API server answers instead, for method, path and content type of a request.
+pub type Answer = Arc<Mutex<Box<dyn Fn(&str, &str, &str) -> Option<(u16, Value)> + Send>>>;
+
+pub struct World {
+    /// Past whatever `answer` says.
+    pub client: Client,
+    pub ctx: Context,
+    /// To the controller.
+    pub answer: Answer,
+    _folder: TempDir,
+    _stop: DropGuard,
+}
+
+impl World {
+    /// An API server with the definitions and a namespace, and a controller beside it.
+    pub async fn new() -> Self {
+        Self::with(|_, _, _| None).await
+    }
+
+    pub async fn with(
+        answer: impl Fn(&str, &str, &str) -> Option<(u16, Value)> + Send + 'static,
+    ) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let options = devcluster::api::ApiOptions {
+            data_dir: folder.path().join("api"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+        };
+        let server = devcluster::api::serve(options, shutdown.clone()).await.unwrap();
+        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        let client = Client::try_from(config).unwrap();
+        cluster::crds::apply(&client, DEADLINE).await.unwrap();
+        let namespace = json!({"metadata": {"name": NAMESPACE}});
+        let namespace = serde_json::from_value(namespace).unwrap();
+        let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
+        namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+
+        let ctx = Context {
+            registry: prometheus::Registry::new(),
+            audit: Audit::to_file("test", &folder.path().join("audit")).unwrap(),
+            health: Health::new(),
+            shutdown: shutdown.clone(),
+        };
+        let settings = json!({
+            "base_domain": "localhost", "gateways": [],
+            "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"},
+        });
+        let settings = serde_json::from_value(settings).unwrap();
+        let http = runtime::http::client(None).unwrap();
+        let answer: Answer = Arc::new(Mutex::new(Box::new(answer)));
+        let through = altered(client.clone(), answer.clone());
+        tokio::spawn(controller::serve(settings, through, http, ctx.clone()));
+        Self { client, ctx, answer, _folder: folder, _stop: shutdown.drop_guard() }
+    }
+
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub async fn create<K>(&self, object: Value) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + Serialize
+            + DeserializeOwned,
+    {
+        let object = serde_json::from_value(object).unwrap();
+        self.api::<K>().create(&PostParams::default(), &object).await.unwrap()
+    }
+
+    pub async fn workspace(&self, name: &str, spec: Value) -> Workspace {
+        let mut all = json!({"owner": "alice", "image": "jupyter"});
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        self.create(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": name}, "spec": all,
+        }))
+        .await
+    }
+
+    pub async fn app(&self, name: &str, spec: Value) -> App {
+        let mut all = json!({"owner": "alice", "image": "web"});
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        self.create(json!({
+            "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
+            "metadata": {"name": name}, "spec": all,
+        }))
+        .await
+    }
+
+    pub async fn merge<K>(&self, name: &str, patch: Value) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
+    }
+
+    pub async fn merge_status<K>(&self, name: &str, status: Value)
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let patch = Patch::Merge(json!({"status": status}));
+        self.api::<K>().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// Waits until an object of that name is there and `holds` of it.
+    pub async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let started = Instant::now();
+        let mut last = None;
+        while started.elapsed() < DEADLINE {
+            last = self.api::<K>().get_opt(name).await.unwrap();
+            if let Some(found) = last.as_ref().filter(|found| holds(found)) {
+                return found.clone();
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it does not come to that: {last:#?}");
+    }
+
+    /// Waits until the workload's condition `Applied` is false for `reason`.
+    pub async fn until_not_applied<W: WorkloadResource>(&self, name: &str, reason: &str) -> W {
+        self.until(name, |found: &W| {
+            applied(found.status()).is_some_and(|it| it.status == "False" && it.reason == reason)
+        })
+        .await
+    }
+}
+
+pub fn applied(status: Option<&WorkloadStatus>) -> Option<&Condition> {
+    status?.conditions.iter().find(|condition| condition.type_ == "Applied")
+}
+
+pub fn said<W: WorkloadResource>(found: &W) -> &str {
+    &applied(found.status()).unwrap().message
+}
+
+/// A client whose requests `answer` sees first.
+fn altered(client: Client, answer: Answer) -> Client {
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let kind = request.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        let instead = answer.lock().unwrap()(method, path, kind.unwrap_or_default());
+        let client = client.clone();
+        async move {
+            match instead {
+                Some((code, body)) => {
+                    let body = serde_json::to_vec(&body).unwrap();
+                    Ok(Response::builder().status(code).body(Body::from(body)).unwrap())
+                }
+                None => client.send(request).await,
+            }
+        }
+    });
+    Client::new(service, "default")
+}
+
+/// A failure as a real API server words it.
+pub fn failure(code: u16, message: &str) -> (u16, Value) {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+        "status": "Failure", "message": message, "code": code});
+    (code, status)
+}
