@@ -117,7 +117,7 @@ test('pages for people who are signed in', { ...needsBrowser, timeout: 180_000 }
     await page.getByLabel('Name of the new key').fill('laptop');
     await page.getByLabel('What it printed').fill('ssh-ed25519 AAAA');
     await page.getByRole('button', { name: 'Add the key' }).click();
-    await page.getByRole('alert').filter({ hasText: 'damaged' }).waitFor();
+    await page.getByRole('alert').filter({ hasText: 'Run the command' }).waitFor();
     assert.equal(await page.getByLabel('Name of the new key').inputValue(), 'laptop', 'what was typed is kept');
     await inspect(page, 'account-refused');
     await page.goto(issuer);
