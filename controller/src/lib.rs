@@ -2,6 +2,7 @@
 //! verdict.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acting;
 mod agent_key;
 mod canary;
 mod config;
@@ -16,7 +17,10 @@ mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use cluster::resources::{App, Project, Workspace};
+use cluster::{
+    resources::{App, Project, Workspace},
+    watch::Watches,
+};
 use kube::{
     Client,
     runtime::{events::Recorder, reflector::Store},
@@ -32,6 +36,7 @@ struct Shared {
     config: Config,
     recorder: Recorder,
     metrics: Metrics,
+    watches: Watches,
 }
 
 /// Local copies of the custom resources, kept by the watches of the reconcilers.
@@ -49,6 +54,7 @@ pub async fn serve(
     config: Config,
     client: Client,
     http: reqwest::Client,
+    watches: Watches,
     ctx: Context,
 ) -> anyhow::Result<()> {
     let shutdown = ctx.shutdown.clone();
@@ -58,7 +64,7 @@ pub async fn serve(
         instance: None,
     };
     let recorder = Recorder::new(client.clone(), reporter);
-    let shared = Arc::new(Shared { client, config, recorder, metrics });
+    let shared = Arc::new(Shared { client, config, recorder, metrics, watches });
 
     let workspaces = workload::controller::<Workspace>(&shared);
     let apps = workload::controller::<App>(&shared);
@@ -68,8 +74,9 @@ pub async fn serve(
     let workspaces =
         Box::pin(workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone()));
     let apps = Box::pin(workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone()));
+    let telling = acting::tell_unreadable(shared.watches.clone(), shared.recorder.clone());
+    let readiness = ready_once_listed(shared.watches.clone(), ctx.clone());
     let idle = Box::pin(idle::run(shared, stores, http, ctx.clone()));
-    ctx.health.set("controller", Ok(()));
     let work = async { tokio::join!(projects, workspaces, apps, idle) };
     // A reconciler that is stopped before its first list has arrived would wait for that list for
     // ever; one that is at work gets the time to finish.
@@ -79,9 +86,31 @@ pub async fn serve(
     };
     tokio::select! {
         _ = work => {}
+        // Neither ends before the work does.
+        () = async { tokio::join!(telling, readiness); } => {}
         () = late => {}
     }
     Ok(())
+}
+
+/// Not ready before everything has been listed once, which says as well which right is missing. Later, what
+/// is not seen is a warning: nobody else could do better.
+async fn ready_once_listed(watches: Watches, ctx: Context) {
+    let mut changes = watches.subscribe();
+    loop {
+        let unlisted = changes.borrow_and_update().unlisted();
+        if unlisted.is_empty() {
+            ctx.health.set("controller", Ok(()));
+            break;
+        }
+        ctx.health.set("controller", Err(unlisted.join("; ")));
+        if changes.changed().await.is_err() {
+            break;
+        }
+    }
+    ctx.shutdown.cancelled().await;
+    // What is under way gets its time.
+    std::future::pending::<()>().await;
 }
 
 /// The API of a project's namespace or of the cluster.
