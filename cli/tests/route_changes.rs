@@ -13,6 +13,7 @@ use cluster::{
     crds,
     resources::{App, Project},
     routes::{Options, watch},
+    watch::Watches,
 };
 use domain::{activity::Tracker, route::RouteTable};
 use kube::{
@@ -135,7 +136,7 @@ async fn from_the_api_to_the_table() {
     let tracker = Arc::new(Tracker::new());
     let options = Options { base_domain: "localhost".to_owned() };
     let started = Instant::now();
-    let mut routes = watch(client.clone(), options, tracker, shutdown.clone());
+    let mut routes = watch(client.clone(), options, tracker, Watches::default(), shutdown.clone());
     routes.wait_for(|table| table.is_synced() && table.len() == apps).await.unwrap();
     println!("first table after {:.2} s", started.elapsed().as_secs_f64());
 

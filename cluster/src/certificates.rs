@@ -5,11 +5,14 @@ use std::sync::Arc;
 use domain::certificate::{Pair, Pairs};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client, runtime::watcher};
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::routes::{events, mirror::Mirror};
+use crate::{
+    routes::mirror::Mirror,
+    watch::{Source, Watches, follow as changes_of},
+};
 
 /// Which Secrets are looked at. Others are not even read: no right to them is needed.
 #[derive(Debug, Clone)]
@@ -29,29 +32,34 @@ const BATCH: usize = 128;
 pub fn watch(
     client: Client,
     options: Options,
+    watches: Watches,
     shutdown: CancellationToken,
 ) -> watch::Receiver<Arc<Pairs>> {
     let (pairs, receiver) = watch::channel(Arc::default());
     tokio::spawn(async move {
         tokio::select! {
-            () = follow(client, options, pairs) => {}
+            () = follow(client, options, &watches, pairs) => {}
             () = shutdown.cancelled() => {}
         }
     });
     receiver
 }
 
-async fn follow(client: Client, options: Options, pairs: watch::Sender<Arc<Pairs>>) {
-    let mut config = watcher::Config::default().fields(&format!("type={TLS}"));
+async fn follow(
+    client: Client,
+    options: Options,
+    watches: &Watches,
+    pairs: watch::Sender<Arc<Pairs>>,
+) {
+    let mut source = Source::within(client, &options.namespace).fields(&format!("type={TLS}"));
     if let Some(labels) = &options.labels {
-        config = config.labels(labels);
+        source = source.labels(labels);
     }
-    let api = Api::<Secret>::namespaced(client, &options.namespace);
-    let mut batches = std::pin::pin!(events(api, config).ready_chunks(BATCH));
-    let mut secrets = Mirror::default();
+    let mut batches = std::pin::pin!(changes_of(source, watches).ready_chunks(BATCH));
+    let mut secrets = Mirror::<Secret>::default();
     while let Some(batch) = batches.next().await {
-        for event in batch {
-            secrets.apply(event);
+        for news in batch {
+            secrets.learn(news);
         }
         if !secrets.is_synced() {
             continue;

@@ -7,3 +7,4 @@ pub mod labels;
 pub mod resources;
 pub mod routes;
 pub mod wake;
+pub mod watch;

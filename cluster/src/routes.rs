@@ -7,12 +7,9 @@ pub(crate) mod mirror;
 use std::sync::Arc;
 
 use domain::{activity::Tracker, route::RouteTable};
-use futures::{Stream, StreamExt, stream::select};
+use futures::{StreamExt, stream::select};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +17,7 @@ use self::build::Cluster;
 use crate::{
     labels::WORKLOAD,
     resources::{App, Project, Workspace},
+    watch::{News, Source, Watches, follow as changes_of},
 };
 
 /// What the table's hosts are made of.
@@ -30,17 +28,19 @@ pub struct Options {
 }
 
 /// Starts watching. The receiver holds an unsynced table until everything has been listed once;
-/// after that it always holds the last whole picture, also while a watch is being made anew.
+/// after that it always holds the last whole picture, also while a watch is being made anew. An
+/// object that becomes unreadable keeps the route that it had: what runs is not cut off.
 pub fn watch(
     client: Client,
     options: Options,
     tracker: Arc<Tracker>,
+    watches: Watches,
     shutdown: CancellationToken,
 ) -> watch::Receiver<Arc<RouteTable>> {
     let (table, receiver) = watch::channel(Arc::new(RouteTable::default()));
     tokio::spawn(async move {
         tokio::select! {
-            () = follow(client, options, tracker, table) => {}
+            () = follow(client, options, tracker, &watches, table) => {}
             () = shutdown.cancelled() => {}
         }
     });
@@ -48,10 +48,10 @@ pub fn watch(
 }
 
 enum Change {
-    Project(watcher::Event<Project>),
-    Workspace(watcher::Event<Workspace>),
-    App(watcher::Event<App>),
-    Endpoints(watcher::Event<EndpointSlice>),
+    Project(News<Project>),
+    Workspace(News<Workspace>),
+    App(News<App>),
+    Endpoints(News<EndpointSlice>),
 }
 
 /// Most changes that are taken in before a table is made of them.
@@ -61,16 +61,16 @@ async fn follow(
     client: Client,
     options: Options,
     tracker: Arc<Tracker>,
+    watches: &Watches,
     table: watch::Sender<Arc<RouteTable>>,
 ) {
     let mut cluster = Cluster::new(options, tracker);
-    let all = watcher::Config::default();
-    let ours = watcher::Config::default().labels(WORKLOAD);
-    let projects = events(Api::<Project>::all(client.clone()), all.clone()).map(Change::Project);
-    let workspaces =
-        events(Api::<Workspace>::all(client.clone()), all.clone()).map(Change::Workspace);
-    let apps = events(Api::<App>::all(client.clone()), all).map(Change::App);
-    let endpoints = events(Api::<EndpointSlice>::all(client), ours).map(Change::Endpoints);
+    let source = || client.clone();
+    let projects = changes_of(Source::all(source()), watches).map(Change::Project);
+    let workspaces = changes_of(Source::all(source()), watches).map(Change::Workspace);
+    let apps = changes_of(Source::all(source()), watches).map(Change::App);
+    let endpoints = Source::all(source()).labels(WORKLOAD);
+    let endpoints = changes_of(endpoints, watches).map(Change::Endpoints);
     let changes = select(
         select(projects.boxed(), workspaces.boxed()),
         select(apps.boxed(), endpoints.boxed()),
@@ -82,22 +82,4 @@ async fn follow(
             table.send_replace(Arc::new(next));
         }
     }
-}
-
-/// A watch that lists again after errors, with growing pauses, for ever.
-pub(crate) fn events<K>(
-    api: Api<K>,
-    config: watcher::Config,
-) -> impl Stream<Item = watcher::Event<K>>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
-    K: serde::de::DeserializeOwned,
-{
-    watcher(api, config).default_backoff().filter_map(|event| async {
-        event
-            .inspect_err(|error| {
-                tracing::warn!(%error, kind = %K::kind(&()), "a watch broke off; listing again");
-            })
-            .ok()
-    })
 }

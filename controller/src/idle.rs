@@ -1,6 +1,6 @@
 //! Gathers, decides, and writes down what was decided and why.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use cluster::resources::{IdleStatus, LastActivity, Phase, WorkloadResource};
 use domain::{
@@ -10,7 +10,7 @@ use domain::{
 };
 use jiff::{SignedDuration, Timestamp, Unit};
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{Patch, PatchParams},
     runtime::reflector::{ObjectRef, Store},
 };
@@ -30,19 +30,37 @@ const JUDGE: Duration = Duration::from_secs(10);
 /// Activity is written to the cluster at most this often per workload.
 const WRITE_EVERY: SignedDuration = SignedDuration::from_secs(30);
 
+/// Verdicts that could not be written yet, or of which nobody knows whether they were: each with the
+/// sleep in it.
+type Unwritten = HashMap<WorkloadRef, Option<Sleep>>;
+
+#[derive(Debug, Clone)]
+struct Sleep {
+    at: Timestamp,
+    why: String,
+}
+
 pub async fn run(shared: Arc<Shared>, stores: Stores, http: reqwest::Client, ctx: Context) {
     let mut gateways: Vec<Gateway> =
         shared.config.gateways.iter().cloned().map(Gateway::new).collect();
     let mut ticks = interval(shared.config.idle.gather_every.max(Duration::from_millis(100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unwritten = Unwritten::new();
     loop {
         tokio::select! {
             () = ctx.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
         ask_all(&mut gateways, &http, &shared).await;
-        judge_all(&stores.workspaces, &gateways, &shared, &ctx).await;
-        judge_all(&stores.apps, &gateways, &shared, &ctx).await;
+        // A wake could have been missed, and a sleep would not be carried out.
+        let blind = shared.watches.blind_since().is_some();
+        if !blind {
+            judge_all(&stores.workspaces, &gateways, &mut unwritten, &shared, &ctx).await;
+            judge_all(&stores.apps, &gateways, &mut unwritten, &shared, &ctx).await;
+        }
+        unwritten.retain(|workload, _| stores.contains(workload));
+        shared.metrics.unwritten.set(i64::try_from(unwritten.len()).unwrap_or(i64::MAX));
+        shared.metrics.verdicts_paused.set(blind.into());
         for gateway in &mut gateways {
             gateway.retain(|workload| stores.contains(workload));
         }
@@ -73,6 +91,7 @@ impl Stores {
 async fn judge_all<W: WorkloadResource>(
     store: &Store<W>,
     gateways: &[Gateway],
+    unwritten: &mut Unwritten,
     shared: &Shared,
     ctx: &Context,
 ) where
@@ -83,39 +102,60 @@ async fn judge_all<W: WorkloadResource>(
         let phase = object.status().and_then(|status| status.phase);
         matches!(phase, Some(Phase::Running | Phase::Starting)) && !object.is_asleep()
     };
-    for object in store.state().into_iter().filter(running) {
+    for object in store.state() {
+        let Some(workload) = object.workload() else { continue };
+        // The answer to a sleep was lost, and the sleep was not.
+        if let Some(Some(sleep)) = unwritten.get(&workload)
+            && object.status().and_then(|status| status.sleep_at) == Some(sleep.at)
+        {
+            put_to_sleep(object.as_ref(), &workload, &sleep.why, shared, ctx, sleep.at).await;
+            unwritten.remove(&workload);
+        }
+        if !running(&object) {
+            unwritten.remove(&workload);
+            continue;
+        }
         // Anew for each: when the ones before it took long, the observations have grown old, and an
         // old observation puts nothing to sleep.
         let now = Timestamp::now();
-        let judged = timeout(JUDGE, judge(object.as_ref(), gateways, shared, ctx, now)).await;
-        let error = match judged {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => error.to_string(),
+        let mut sleep = None;
+        let judging = judge(object.as_ref(), &workload, gateways, shared, ctx, now, &mut sleep);
+        let error = match timeout(JUDGE, judging).await {
+            Ok(Ok(())) => {
+                if unwritten.remove(&workload).is_some() {
+                    tracing::info!(%workload, "verdicts are written again");
+                }
+                continue;
+            }
+            Ok(Err(error)) => cluster::watch::told(&error),
             // One slow answer must not make the others' observations old.
             Err(_) => "the API server did not answer in time".to_owned(),
         };
-        tracing::warn!(
-            error, kind = %W::KIND, namespace = object.namespace(), name = object.name_any(),
-            "a verdict could not be written; trying again",
-        );
+        if unwritten.insert(workload.clone(), sleep).is_none() {
+            tracing::warn!(error, %workload, "a verdict could not be written; trying again");
+        } else {
+            tracing::debug!(error, %workload, "a verdict could still not be written");
+        }
     }
 }
 
+/// Writes the verdict. `asked` holds the sleep that was asked for, also when no answer to it comes.
 async fn judge<W: WorkloadResource>(
     object: &W,
+    workload: &WorkloadRef,
     gateways: &[Gateway],
     shared: &Shared,
     ctx: &Context,
     now: Timestamp,
+    asked: &mut Option<Sleep>,
 ) -> kube::Result<()> {
-    let Some(workload) = object.workload() else { return Ok(()) };
     let status = object.status().cloned().unwrap_or_default();
     let policy = policy(object, shared);
     let observations = Observations {
         ready_since: status.ready_since,
         woken_at: object.woken_at(),
         remembered: status.last_activity.as_ref().map(|last| last.at),
-        gateways: gateways.iter().map(|gateway| gateway.report(&workload)).collect(),
+        gateways: gateways.iter().map(|gateway| gateway.report(workload)).collect(),
     };
     let verdict = decide(&observations, &policy, now);
     let reports = observations.gateways.iter().flatten();
@@ -133,6 +173,7 @@ async fn judge<W: WorkloadResource>(
     }
     if let Verdict::Sleep { why } = &verdict {
         changes.insert("sleepAt".to_owned(), json!(why.observed_until));
+        *asked = Some(Sleep { at: why.observed_until, why: idle.message.clone() });
     }
     if changes.is_empty() {
         return Ok(());
@@ -150,25 +191,37 @@ async fn judge<W: WorkloadResource>(
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
         Err(error) => return Err(error),
     }
-    if let Verdict::Sleep { .. } = verdict {
-        shared.metrics.sleeps.inc();
-        let target = workload.to_string();
-        ctx.audit.record(
-            now,
-            Event {
-                who: None,
-                did: "put-to-sleep",
-                to: Some(&target),
-                from: None,
-                credential: None,
-                outcome: Outcome::Allowed,
-                detail: Some(&idle.message),
-            },
-        );
-        tracing::info!(%workload, why = idle.message, "put to sleep");
-        announce(object, shared, "PutToSleep", idle.message, false).await;
+    if let Some(sleep) = asked {
+        put_to_sleep(object, workload, &sleep.why, shared, ctx, now).await;
     }
     Ok(())
+}
+
+/// Tells of a sleep that is written.
+async fn put_to_sleep<W: WorkloadResource>(
+    object: &W,
+    workload: &WorkloadRef,
+    why: &str,
+    shared: &Shared,
+    ctx: &Context,
+    at: Timestamp,
+) {
+    shared.metrics.sleeps.inc();
+    let target = workload.to_string();
+    ctx.audit.record(
+        at,
+        Event {
+            who: None,
+            did: "put-to-sleep",
+            to: Some(&target),
+            from: None,
+            credential: None,
+            outcome: Outcome::Allowed,
+            detail: Some(why),
+        },
+    );
+    tracing::info!(%workload, why, "put to sleep");
+    announce(object, shared, "PutToSleep", why.to_owned(), false).await;
 }
 
 fn policy<W: WorkloadResource>(object: &W, shared: &Shared) -> Policy {

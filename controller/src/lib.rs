@@ -2,6 +2,7 @@
 //! verdict.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acting;
 mod agent_key;
 mod canary;
 mod claim;
@@ -21,7 +22,10 @@ mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use cluster::resources::{App, Project, Workspace};
+use cluster::{
+    resources::{App, Project, Workspace},
+    watch::Watches,
+};
 use kube::{
     Client,
     runtime::{events::Recorder, reflector::Store},
@@ -38,6 +42,7 @@ struct Shared {
     recorder: Recorder,
     metrics: Metrics,
     failures: refusal::Failures,
+    watches: Watches,
 }
 
 /// Local copies of the custom resources, kept by the watches of the reconcilers.
@@ -55,6 +60,7 @@ pub async fn serve(
     config: Config,
     client: Client,
     http: reqwest::Client,
+    watches: Watches,
     ctx: Context,
 ) -> anyhow::Result<()> {
     let shutdown = ctx.shutdown.clone();
@@ -70,6 +76,7 @@ pub async fn serve(
         recorder,
         metrics,
         failures: refusal::Failures::default(),
+        watches,
     });
 
     let workspaces = workload::controller::<Workspace>(&shared);
@@ -80,10 +87,11 @@ pub async fn serve(
     let workspaces =
         Box::pin(workload::run(workspaces, shared.clone(), stores.clone(), ctx.shutdown.clone()));
     let apps = Box::pin(workload::run(apps, shared.clone(), stores.clone(), ctx.shutdown.clone()));
+    let telling = acting::tell_unreadable(shared.watches.clone(), shared.recorder.clone());
+    let readiness = ready_once_listed(shared.watches.clone(), ctx.clone());
     let rights = rights::run(shared.client.clone(), ctx.clone());
     let idle = Box::pin(idle::run(shared, stores, http, ctx.clone()));
-    ctx.health.set("controller", Ok(()));
-    let work = async { tokio::join!(projects, workspaces, apps, idle, rights) };
+    let work = async { tokio::join!(projects, workspaces, apps, idle) };
     // A reconciler that is stopped before its first list has arrived would wait for that list for
     // ever; one that is at work gets the time to finish.
     let late = async {
@@ -92,9 +100,31 @@ pub async fn serve(
     };
     tokio::select! {
         _ = work => {}
+        // None of them ends before the work does.
+        () = async { tokio::join!(telling, readiness, rights); } => {}
         () = late => {}
     }
     Ok(())
+}
+
+/// Not ready before everything has been listed once, which says as well which right is missing. Later, what
+/// is not seen is a warning: nobody else could do better.
+async fn ready_once_listed(watches: Watches, ctx: Context) {
+    let mut changes = watches.subscribe();
+    loop {
+        let unlisted = changes.borrow_and_update().unlisted();
+        if unlisted.is_empty() {
+            ctx.health.set("controller", Ok(()));
+            break;
+        }
+        ctx.health.set("controller", Err(unlisted.join("; ")));
+        if changes.changed().await.is_err() {
+            break;
+        }
+    }
+    ctx.shutdown.cancelled().await;
+    // What is under way gets its time.
+    std::future::pending::<()>().await;
 }
 
 /// The API of a project's namespace or of the cluster.

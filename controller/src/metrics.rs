@@ -10,6 +10,10 @@ pub struct Metrics {
     pub verdicts: IntCounterVec,
     /// Gateways that did not answer the last time they were asked.
     pub silent_gateways: IntGauge,
+    /// Verdicts that are still to be written.
+    pub unwritten: IntGauge,
+    /// 1 while no verdict is given, because changes of the cluster are not seen.
+    pub verdicts_paused: IntGauge,
 }
 
 impl Metrics {
@@ -34,11 +38,21 @@ impl Metrics {
                 "dormouse_controller_silent_gateways",
                 "Gateways that did not answer when they were last asked.",
             )?,
+            unwritten: IntGauge::new(
+                "dormouse_controller_unwritten_verdicts",
+                "Idle verdicts that could not be written yet and are tried again.",
+            )?,
+            verdicts_paused: IntGauge::new(
+                "dormouse_controller_verdicts_paused",
+                "1 while no idle verdict is given, because changes of the cluster are not seen.",
+            )?,
         };
         registry.register(Box::new(metrics.reconcile_errors.clone()))?;
         registry.register(Box::new(metrics.sleeps.clone()))?;
         registry.register(Box::new(metrics.verdicts.clone()))?;
         registry.register(Box::new(metrics.silent_gateways.clone()))?;
+        registry.register(Box::new(metrics.unwritten.clone()))?;
+        registry.register(Box::new(metrics.verdicts_paused.clone()))?;
         Ok(metrics)
     }
 }

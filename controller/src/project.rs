@@ -1,8 +1,12 @@
 //! Projects: a namespace each.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use cluster::{labels, resources::Project};
+use cluster::{
+    labels,
+    resources::Project,
+    watch::{Source, follow, touched},
+};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -12,31 +16,34 @@ use k8s_openapi::{
 use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::{Controller, controller::Action, watcher},
+    core::PartialObjectMeta,
+    runtime::controller::Action,
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Projects, Shared, own,
+    Projects, Shared, acting, own,
     refusal::{Problem, Reason, ReconcileError},
 };
 
-const RETRY: Duration = Duration::from_secs(5);
-
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
-    let projects: Projects = Api::all(shared.client.clone());
-    let namespaces: Api<Namespace> = Api::all(shared.client.clone());
-    let ours = watcher::Config::default().labels(labels::PROJECT);
-    Controller::new(projects, watcher::Config::default())
-        .owns(namespaces, ours)
+    let namespaces = Source::<PartialObjectMeta<Namespace>>::metadata(shared.client.clone());
+    let namespaces = follow(namespaces.labels(labels::PROJECT), &shared.watches);
+    acting::controller(&shared)
+        .owns_stream(touched(namespaces).map(Ok))
         .graceful_shutdown_on(shutdown.cancelled_owned())
         .run(
             |project, shared| async move { reconcile(&project, &shared).await },
             |project: Arc<Project>, error: &ReconcileError, shared| {
                 shared.metrics.reconcile_errors.with_label_values(&["Project"]).inc();
-                tracing::warn!(%error, project = project.name_any(), "reconciliation failed; trying again");
-                Action::requeue(RETRY)
+                let error = error.told();
+                tracing::warn!(
+                    error,
+                    project = project.name_any(),
+                    "reconciliation failed; trying again"
+                );
+                Action::requeue(acting::retry())
             },
             shared,
         )

@@ -75,6 +75,16 @@ pub enum ReconcileError {
 }
 
 impl ReconcileError {
+    /// In words that hold nothing of an object.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Kube(error) => cluster::watch::told(error),
+            Self::Key(_) | Self::Told(_) => self.to_string(),
+        }
+    }
+}
+
+impl ReconcileError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
     }

@@ -1,6 +1,6 @@
 //! Workspaces and apps: applies what lies under them and tells their state.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use cluster::{
     labels,
@@ -21,30 +21,24 @@ use k8s_openapi::{
 use kube::{
     Api, Resource, ResourceExt,
     api::ListParams,
-    runtime::{Controller, controller::Action, reflector::ObjectRef, watcher},
+    runtime::{Controller, controller::Action, reflector::ObjectRef},
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Shared, Stores, agent_key, canary, claim, manifest,
+    Shared, Stores, acting, agent_key, canary, claim, manifest,
     own::{self, Part, Scaled},
     phase::{Observed, Told, is_broken, tell},
     refusal::{Problem, Reason, ReconcileError},
     status::{status, write},
 };
 
-/// A failed reconciliation is tried again after this long.
-const RETRY: Duration = Duration::from_secs(5);
-
 pub fn controller<W: Reconciled>(shared: &Shared) -> Controller<W> {
-    let all = watcher::Config::default();
-    let ours = watcher::Config::default().labels(labels::WORKLOAD);
-    let client = &shared.client;
-    Controller::new(Api::<W>::all(client.clone()), all)
-        .owns(Api::<W::Under>::all(client.clone()), ours.clone())
-        .owns(Api::<Service>::all(client.clone()), ours.clone())
-        .watches(Api::<Pod>::all(client.clone()), ours, |pod| {
+    acting::controller(shared)
+        .owns_stream(acting::made_by_us::<W::Under>(shared))
+        .owns_stream(acting::made_by_us::<Service>(shared))
+        .watches_stream(acting::made_by_us::<Pod>(shared), |pod| {
             let labels = pod.labels();
             let of_kind = labels.get(labels::KIND).is_some_and(|kind| kind == W::KIND.as_str());
             let name = labels.get(labels::WORKLOAD).filter(|_| of_kind);
@@ -66,11 +60,12 @@ pub async fn run<W: Reconciled>(
             |object, context| async move { reconcile(object.as_ref(), &context.0, &context.1).await },
             |object: Arc<W>, error: &ReconcileError, context| {
                 context.0.metrics.reconcile_errors.with_label_values(&[W::KIND.as_str()]).inc();
+                let error = error.told();
                 tracing::warn!(
-                    %error, kind = %W::KIND, name = object.name_any(),
+                    error, kind = %W::KIND, name = object.name_any(),
                     namespace = object.namespace(), "reconciliation failed; trying again",
                 );
-                Action::requeue(RETRY)
+                Action::requeue(acting::retry())
             },
             context,
         )

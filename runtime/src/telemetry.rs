@@ -8,7 +8,16 @@ const DEFAULT_FILTER: &str = "info";
 
 /// Added to every filter. Pingora logs each broken connection as an error, and at lower levels the
 /// heads it sends, with the tokens in them; what matters of it is in our own log.
-const NEVER: [&str; 3] = ["pingora=off", "pingora_proxy=off", "pingora_core=off"];
+/// The Kubernetes client logs whole answers that it cannot read, with every environment variable in them;
+/// of its parts, only those stay that tell of certificates and connections.
+const NEVER: [&str; 6] = [
+    "pingora=off",
+    "pingora_proxy=off",
+    "pingora_core=off",
+    "kube_client::client=off",
+    "kube_client::client::tls=warn",
+    "kube_client::client::builder=error",
+];
 
 /// Call once, first thing. `RUST_LOG` sets the filter.
 pub fn init() {

@@ -207,6 +207,7 @@ pub async fn start(
         config,
         issuer: issuer.clone(),
         client: client.clone(),
+        watches: service::sight::watches(&gate.ctx)?,
         tls: tls.into(),
         listener,
         plain: None,
@@ -250,7 +251,13 @@ pub async fn start(
         "tolerate_taints": options.kubeconfig.as_ref().map_or_else(Vec::new, |_| vec![TAINT]),
     }))?;
     let http = runtime::http::client(None)?;
-    let serving = controller::serve(config, client, http, controller.ctx.clone());
+    let serving = controller::serve(
+        config,
+        client,
+        http,
+        service::sight::watches(&controller.ctx)?,
+        controller.ctx.clone(),
+    );
     services.add("controller", controller, serving, Router::new());
     Ok(services)
 }

@@ -8,7 +8,7 @@ use runtime::settings;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{kube_client, listen, run_with_admin, start};
+use super::{kube_client, listen, run_with_admin, sight, start};
 
 /// The file of `dormouse controller`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -31,7 +31,8 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
     let admin = listen(settings.admin_listen, "admin_listen").await?;
     let http = runtime::http::client(None)?;
-    let service = controller::serve(settings.controller, client, http, ctx.clone());
+    let service =
+        controller::serve(settings.controller, client, http, sight::watches(&ctx)?, ctx.clone());
     run_with_admin(service, admin, Router::new(), ctx).await
 }
 

@@ -5,6 +5,7 @@ pub mod authserver;
 pub mod controller;
 pub mod portal;
 pub mod proxy;
+pub mod sight;
 pub mod ssh_gateway;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
+use cluster::watch::Watches;
 use domain::{
     activity::Tracker,
     route::RouteTable,
@@ -131,13 +133,22 @@ pub async fn kube_config(kubeconfig: Option<&Path>) -> anyhow::Result<Config> {
     let Some(path) = kubeconfig else {
         return Config::infer()
             .await
+            .map(without_retries)
             .context("no cluster found: set kubeconfig to a file, or run inside a cluster");
     };
     let read = Kubeconfig::read_from(path)
         .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
-    Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
-        .await
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+    config
+        .map(without_retries)
         .with_context(|| format!("cannot use the kubeconfig {}", path.display()))
+}
+
+/// The client would repeat what is answered with 429 or 503 in pauses that grow to minutes, unseen. Every
+/// caller of ours repeats by itself, sooner.
+fn without_retries(mut config: Config) -> Config {
+    config.default_retry = false;
+    config
 }
 
 pub async fn kube_client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
@@ -174,11 +185,16 @@ pub struct Gateway {
 }
 
 /// Watches routes, carries wakes, and answers for activity.
-pub fn gateway(client: Client, base_domain: &str, ctx: &Context) -> Gateway {
+pub fn gateway(client: Client, base_domain: &str, watches: Watches, ctx: &Context) -> Gateway {
     let tracker = Arc::new(Tracker::new());
     let options = cluster::routes::Options { base_domain: base_domain.to_owned() };
-    let routes =
-        cluster::routes::watch(client.clone(), options, tracker.clone(), ctx.shutdown.clone());
+    let routes = cluster::routes::watch(
+        client.clone(),
+        options,
+        tracker.clone(),
+        watches,
+        ctx.shutdown.clone(),
+    );
     let (wake, requests) = mpsc::channel(WAKES);
     tokio::spawn(cluster::wake::run(client, requests, ctx.shutdown.clone()));
     let name = uuid::Uuid::new_v4().to_string();

@@ -6,13 +6,15 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
-use cluster::resources::WorkloadResource;
+use cluster::{
+    resources::WorkloadResource,
+    watch::{Source, Unread, Watches, events, follow},
+};
 use domain::token::Verifier;
 use futures::StreamExt;
 use kube::{
-    Api, Client,
+    Client,
     runtime::{
-        WatchStreamExt,
         reflector::{self, Store},
         watcher,
     },
@@ -22,7 +24,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
+use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, sight, start};
 
 /// The file of `dormouse portal`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -74,9 +76,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     // Followed until the last request has ended.
     let (behind, _until_served) = ctx.behind();
-    let routes = gateway(client.clone(), &base_domain, &behind).routes;
-    let workspaces = store(client.clone(), &behind);
-    let apps = store(client, &behind);
+    let watches = sight::watches(&behind)?;
+    let routes = gateway(client.clone(), &base_domain, watches.clone(), &behind).routes;
+    let workspaces = store(client.clone(), &watches, &behind);
+    let apps = store(client, &watches, &behind);
     let inputs = portal::Inputs { routes, workspaces, apps, verifier, issuer };
     // Who hands over to us serves until then.
     tokio::select! {
@@ -87,10 +90,11 @@ pub async fn serve(
 }
 
 /// A local copy of a kind, kept by a watch until shutdown.
-fn store<W: WorkloadResource>(client: Client, ctx: &Context) -> Store<W> {
+fn store<W: WorkloadResource>(client: Client, watches: &Watches, ctx: &Context) -> Store<W> {
     let (reader, writer) = reflector::store();
     let shutdown = ctx.shutdown.clone();
-    let events = watcher(Api::<W>::all(client), watcher::Config::default()).default_backoff();
+    let news = follow(Source::<W>::all(client), watches);
+    let events = events(news, reader.clone(), Unread::KeepLast).map(Ok::<_, watcher::Error>);
     tokio::spawn(async move {
         let follow = reflector::reflector(writer, events).for_each(|_| std::future::ready(()));
         tokio::select! {

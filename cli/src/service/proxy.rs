@@ -5,13 +5,14 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
+use cluster::watch::Watches;
 use kube::Client;
 use proxy::{Certificates, Tls, tls_config::TlsConfig};
 use runtime::{service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
+use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, sight, start};
 
 /// The file of `dormouse proxy`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -67,10 +68,11 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let settings: Settings = settings::load(file)?;
     let ctx = start("proxy", settings.audit_file.as_deref())?;
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
+    let watches = sight::watches(&ctx)?;
     let elsewhere = settings.tls_secrets.map(|secrets| {
         let TlsSecrets { namespace, labels } = secrets;
         let options = cluster::certificates::Options { namespace, labels };
-        cluster::certificates::watch(client.clone(), options, ctx.shutdown.clone())
+        cluster::certificates::watch(client.clone(), options, watches.clone(), ctx.shutdown.clone())
     });
     let redirect = match settings.redirect {
         Some(redirect) => Some(listen(redirect.listen, "redirect.listen").await?.into_std()?),
@@ -93,7 +95,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
         ca_file: settings.issuer_ca_file,
         audience: settings.audience,
     };
-    let parts = Parts { config: settings.proxy, issuer, client, tls, listener, plain };
+    let parts = Parts { config: settings.proxy, issuer, client, watches, tls, listener, plain };
     let (service, activity) = parts.build(&ctx)?;
     run_with_admin(service, admin, activity, ctx).await
 }
@@ -103,6 +105,7 @@ pub struct Parts {
     pub config: proxy::Config,
     pub issuer: IssuerSettings,
     pub client: Client,
+    pub watches: Watches,
     pub tls: Tls,
     pub listener: std::net::TcpListener,
     pub plain: Option<proxy::Plain>,
@@ -120,7 +123,7 @@ impl Parts {
         let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
         let revocations = self.issuer.revocations(id, secret, &http, &verifier, &behind)?;
-        let gateway = gateway(self.client, &self.config.base_domain, &behind);
+        let gateway = gateway(self.client, &self.config.base_domain, self.watches, &behind);
         let shown = runtime::routes::router(gateway.routes.clone(), proxy::monotonic);
         let inputs = proxy::Inputs {
             routes: gateway.routes,
@@ -205,7 +208,8 @@ mod tests {
             namespace: "default".to_owned(),
             labels: Some("serve=yes".to_owned()),
         };
-        let mut pairs = cluster::certificates::watch(client, options, stop.clone());
+        let mut pairs =
+            cluster::certificates::watch(client, options, Watches::default(), stop.clone());
         let mut becomes = async |expected: &[(&str, &str)]| {
             let reached = |pairs: &Arc<Pairs>| {
                 let listed = listed(pairs);

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, start};
+use super::{IssuerSettings, gateway, kube_client, listen, run_with_admin, sight, start};
 
 /// The file of `dormouse ssh-gateway`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -72,7 +72,8 @@ impl Parts {
             }
             None => Revocations::none(),
         };
-        let gateway = gateway(self.client, &self.base_domain, &behind);
+        let watches = sight::watches(&behind)?;
+        let gateway = gateway(self.client, &self.base_domain, watches, &behind);
         let inputs = ssh_gateway::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,

@@ -54,7 +54,7 @@ impl Cluster {
 
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Project(event) => match self.projects.apply(event) {
+            Change::Project(event) => match self.projects.learn(event) {
                 Changed::Nothing => {}
                 Changed::All => self.stale = Stale::All,
                 // A project shares its name with its namespace, and its members are in the routes.
@@ -66,11 +66,11 @@ impl Cluster {
                 }
             },
             Change::Workspace(event) => {
-                let changed = self.workspaces.apply(event);
+                let changed = self.workspaces.learn(event);
                 self.workload_changed(changed);
             }
             Change::App(event) => {
-                let changed = self.apps.apply(event);
+                let changed = self.apps.learn(event);
                 self.workload_changed(changed);
             }
             Change::Endpoints(event) => match self.slices.apply(event) {

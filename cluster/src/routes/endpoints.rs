@@ -9,7 +9,7 @@ use domain::endpoint::{EndpointSpec, Revision, Serving};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::mirror::{Changed, Key, Mirror};
-use crate::labels;
+use crate::{labels, watch::News};
 
 /// All slices, and which workload each one belongs to.
 #[derive(Debug, Default)]
@@ -33,11 +33,8 @@ impl Slices {
     }
 
     /// Gives the workloads whose endpoints may have changed; `None` is all of them.
-    pub fn apply(
-        &mut self,
-        event: kube::runtime::watcher::Event<EndpointSlice>,
-    ) -> Option<Vec<Key>> {
-        match self.mirror.apply(event) {
+    pub fn apply(&mut self, news: News<EndpointSlice>) -> Option<Vec<Key>> {
+        match self.mirror.learn(news) {
             Changed::Nothing => Some(Vec::new()),
             Changed::All => {
                 self.of.clear();

@@ -7,8 +7,8 @@ use kube::{
     runtime::{reflector::Lookup, watcher::Event},
 };
 
-/// Namespace and name.
-pub type Key = (String, String);
+use crate::watch::News;
+pub use crate::watch::{Key, key};
 
 #[derive(Debug)]
 pub struct Mirror<K> {
@@ -37,7 +37,25 @@ impl<K> Default for Mirror<K> {
     }
 }
 
-impl<K: Resource + Lookup> Mirror<K> {
+impl<K: Resource + Lookup + Clone> Mirror<K> {
+    pub fn learn(&mut self, news: News<K>) -> Changed<K> {
+        match news {
+            News::Event(event) => self.apply(event),
+            // What was known of it goes on; a list that arrives is not allowed to lose it.
+            News::Unreadable(key) => {
+                if let Some(known) = self.objects.get(&key) {
+                    self.incoming.insert(key, known.clone());
+                }
+                Changed::Nothing
+            }
+            News::Gone(key) => {
+                self.incoming.remove(&key);
+                let before = self.objects.remove(&key);
+                Changed::One { key, before, gone: true }
+            }
+        }
+    }
+
     pub fn apply(&mut self, event: Event<K>) -> Changed<K> {
         match event {
             Event::Init => {
@@ -45,7 +63,7 @@ impl<K: Resource + Lookup> Mirror<K> {
                 Changed::Nothing
             }
             Event::InitApply(object) => {
-                self.incoming.insert(key(&object), object);
+                self.incoming.insert(key(object.meta()), object);
                 Changed::Nothing
             }
             Event::InitDone => {
@@ -54,12 +72,12 @@ impl<K: Resource + Lookup> Mirror<K> {
                 Changed::All
             }
             Event::Apply(object) => {
-                let key = key(&object);
+                let key = key(object.meta());
                 let before = self.objects.insert(key.clone(), object);
                 Changed::One { key, before, gone: false }
             }
             Event::Delete(object) => {
-                let key = key(&object);
+                let key = key(object.meta());
                 let before = self.objects.remove(&key);
                 Changed::One { key, before, gone: true }
             }
@@ -87,11 +105,6 @@ impl<K: Resource + Lookup> Mirror<K> {
         let keys = self.objects.range(from..).map(|(key, _)| key);
         keys.take_while(move |key| key.0 == namespace)
     }
-}
-
-fn key<K: Resource>(object: &K) -> Key {
-    let meta = object.meta();
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -133,6 +146,24 @@ mod tests {
         mirror.apply(Event::Init);
         mirror.apply(Event::InitDone);
         assert_eq!(mirror.iter().count(), 0);
+    }
+
+    #[test]
+    fn what_becomes_unreadable_keeps_its_last_state_until_it_goes() {
+        let key = |name: &str| (String::new(), name.to_owned());
+        let mut mirror = Mirror::default();
+        for event in [Event::Init, Event::InitApply(named("a")), Event::InitDone] {
+            mirror.learn(News::Event(event));
+        }
+        assert!(matches!(mirror.learn(News::Unreadable(key("a"))), Changed::Nothing));
+        mirror.learn(News::Event(Event::Init));
+        mirror.learn(News::Unreadable(key("a")));
+        mirror.learn(News::Unreadable(key("never-read")));
+        mirror.learn(News::Event(Event::InitDone));
+        assert!(has(&mirror, "a") && !has(&mirror, "never-read"));
+        let gone = mirror.learn(News::Gone(key("a")));
+        assert!(matches!(gone, Changed::One { gone: true, before: Some(_), .. }));
+        assert!(!has(&mirror, "a"));
     }
 
     #[test]

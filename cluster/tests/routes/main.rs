@@ -12,7 +12,10 @@ use std::{
 };
 
 use axum::http::StatusCode;
-use cluster::routes::{Options, watch};
+use cluster::{
+    routes::{Options, watch},
+    watch::Watches,
+};
 use domain::{
     access::{Readiness, Target, authorize},
     activity::Tracker,
@@ -75,13 +78,21 @@ struct View {
     gaps: Arc<Mutex<Vec<String>>>,
     observer: JoinHandle<()>,
     shutdown: CancellationToken,
+    watches: Watches,
 }
 
 impl View {
     async fn of(api: &FaultyApi) -> Self {
         let shutdown = CancellationToken::new();
+        let watches = Watches::default();
         let options = Options { base_domain: "localhost".to_owned() };
-        let mut table = watch(api.client(), options, Arc::new(Tracker::new()), shutdown.clone());
+        let mut table = watch(
+            api.client(),
+            options,
+            Arc::new(Tracker::new()),
+            Watches::default(),
+            shutdown.clone(),
+        );
         table.wait_for(|table| table.is_synced()).await.unwrap();
         let gaps = Arc::<Mutex<Vec<String>>>::default();
         let (mut seen, noted) = (table.clone(), gaps.clone());
@@ -94,7 +105,7 @@ impl View {
                 }
             }
         });
-        Self { table, gaps, observer, shutdown }
+        Self { table, gaps, observer, shutdown, watches }
     }
 
     /// Waits for the table to say that, however often a watch has to be made anew.
@@ -225,5 +236,77 @@ async fn attack_27_a_watch_that_falls_behind_catches_up() {
     let hosts: BTreeSet<_> = table.iter().map(|route| route.host().to_owned()).collect();
     assert_eq!(hosts.len(), 502, "500 of many, one new, and the one that stays");
     assert!(hosts.contains("many499--team.localhost") && hosts.contains(STAYS));
+    view.had_no_gap().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_keeps_its_route_and_hides_no_other() {
+    let (api, mut view) = start().await;
+    let mut newer = app("goes");
+    newer["spec"]["protocol"] = json!("OfANewerVersion");
+    newer["spec"]["env"] = json!([{"name": "PASSWORD", "value": "hunter2"}]);
+    api.put("apps", newer.clone(), true);
+    api.put("apps", app("new"), true);
+    api.put("endpointslices", endpoints("new", "10.0.2.1"), true);
+    view.converges("new", Some("10.0.2.1")).await;
+    view.converges("goes", Some("10.0.0.1")).await;
+    // A new list has it as well.
+    api.break_watches("apps", Some(&expired()));
+    behind_its_back(&api, 3);
+    view.converges("new3", Some("10.0.1.3")).await;
+    view.converges("goes", Some("10.0.0.1")).await;
+    let seen = view.watches.subscribe().borrow().clone();
+    let reports: Vec<_> = seen.unreadable().into_values().collect();
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0].field, "spec.protocol");
+    assert_eq!(reports[0].object.name.as_deref(), Some("goes"));
+    assert!(!format!("{seen:?}").contains("hunter2"));
+    api.delete("apps", "goes", true);
+    view.converges("goes", None).await;
+    assert!(view.watches.subscribe().borrow().unreadable().is_empty());
+    view.had_no_gap().await;
+}
+
+fn expired() -> String {
+    let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1",
+        "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}});
+    format!("{gone}\n")
+}
+
+/// 403 and 429 for a while, then 410 for every watch, all kinds at once: as a real one after a restart.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_api_server_is_followed_again_within_seconds() {
+    let (api, mut view) = start().await;
+    let kinds = ["apps", "endpointslices", "projects", "workspaces"];
+    for round in 2..22 {
+        behind_its_back(&api, round);
+        let restarting = [
+            vec![StatusCode::SERVICE_UNAVAILABLE; 2],
+            vec![StatusCode::FORBIDDEN; 2],
+            vec![StatusCode::TOO_MANY_REQUESTS; 3],
+        ];
+        for kind in kinds {
+            api.fail_lists(kind, &restarting.concat());
+            api.break_watches(kind, Some(&expired()));
+        }
+        let began = tokio::time::Instant::now();
+        view.converges("stays", Some(&format!("10.0.0.{round}"))).await;
+        view.converges(&format!("new{round}"), Some(&format!("10.0.1.{round}"))).await;
+        // Of the paused clock: only the pauses count.
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+    assert_eq!(view.watches.blind_since(), None);
+    view.had_no_gap().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_stays_silent_is_listed_again() {
+    let (api, mut view) = start().await;
+    let lists = api.lists("apps");
+    // No event tells of it, and the watch lives on.
+    api.put("apps", app("untold"), false);
+    api.put("endpointslices", endpoints("untold", "10.0.3.1"), false);
+    view.converges("untold", Some("10.0.3.1")).await;
+    assert!(api.lists("apps") > lists);
     view.had_no_gap().await;
 }

@@ -80,7 +80,7 @@ impl World {
         let http = runtime::http::client(None).unwrap();
         let answer: Answer = Arc::new(Mutex::new(Box::new(answer)));
         let through = altered(client.clone(), answer.clone());
-        tokio::spawn(controller::serve(settings, through, http, ctx.clone()));
+        tokio::spawn(controller::serve(settings, through, http, Default::default(), ctx.clone()));
         Self { client, ctx, answer, _folder: folder, _stop: shutdown.drop_guard() }
     }
 

@@ -29,7 +29,7 @@ use super::{
     write_answer,
 };
 use crate::{
-    answer::{Outgoing, Refusal},
+    answer::{Besides, Outgoing, Refusal},
     engine::http2,
     gate::head::Audience,
     io::FromClient,
@@ -151,7 +151,9 @@ async fn speaks_plainly(front: &Front, tcp: &TcpStream) -> bool {
 /// Tells a client that speaks plain HTTP what is spoken here.
 async fn say_https(mut tcp: TcpStream) {
     let why = "This port speaks HTTPS: begin the address with https://";
-    let answer = Refusal::BadRequest(why).answer(Audience::Client).closing();
+    // Over plain HTTP nothing is said of `Strict-Transport-Security` (RFC 6797, section 7.2).
+    let answer = Refusal::BadRequest(why).answer(Audience::Client);
+    let answer = Besides::nobody(None).answer(answer).closing();
     let said = async {
         write_answer(&mut tcp, &answer, false, true).await?;
         tcp.shutdown().await?;

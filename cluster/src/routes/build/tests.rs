@@ -6,6 +6,7 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::watch::News;
 
 fn listed<K>(objects: &[Value]) -> Vec<Event<K>>
 where
@@ -22,10 +23,13 @@ fn cluster(workspaces: &[Value], apps: &[Value], slices: &[Value]) -> Cluster {
         "spec": {"members": [{"user": "bob", "role": "Viewer"}, {"group": "ml", "role": "Member"}]}});
     let options = Options { base_domain: "localhost".to_owned() };
     let mut cluster = Cluster::new(options, Arc::new(Tracker::new()));
-    let changes = listed(&[project]).into_iter().map(Change::Project);
-    let changes = changes.chain(listed(workspaces).into_iter().map(Change::Workspace));
-    let changes = changes.chain(listed(apps).into_iter().map(Change::App));
-    let changes = changes.chain(listed(slices).into_iter().map(Change::Endpoints));
+    let changes = listed(&[project]).into_iter().map(|event| Change::Project(News::Event(event)));
+    let changes = changes
+        .chain(listed(workspaces).into_iter().map(|event| Change::Workspace(News::Event(event))));
+    let changes =
+        changes.chain(listed(apps).into_iter().map(|event| Change::App(News::Event(event))));
+    let changes = changes
+        .chain(listed(slices).into_iter().map(|event| Change::Endpoints(News::Event(event))));
     changes.for_each(|change| cluster.apply(change));
     cluster
 }
@@ -161,16 +165,16 @@ fn what_does_not_change_a_route_makes_no_table() {
     let mut cluster = cluster(&[], &[], &[]);
     assert!(cluster.next().is_some());
     assert!(cluster.next().is_none(), "nothing happened");
-    cluster.apply(Change::App(Event::Apply(web(json!({})))));
+    cluster.apply(Change::App(News::Event(Event::Apply(web(json!({}))))));
     assert_eq!(cluster.next().unwrap().len(), 1);
     let activity = json!({"status": {"lastActivity": {
         "at": "2026-01-01T00:00:00Z", "who": "alice", "how": "Http", "what": "open a page"}}});
     let active = json!({"metadata": {"resourceVersion": "9"}, "status": {"phase": "Running"}});
-    cluster.apply(Change::App(Event::Apply(web(active.clone()))));
+    cluster.apply(Change::App(News::Event(Event::Apply(web(active.clone())))));
     assert!(cluster.next().is_some());
     let mut again = active;
     json_patch(&mut again, activity);
-    cluster.apply(Change::App(Event::Apply(web(again))));
+    cluster.apply(Change::App(News::Event(Event::Apply(web(again)))));
     assert!(cluster.next().is_none());
 }
 
@@ -184,18 +188,18 @@ fn each_change_is_seen_and_older_tables_stay_as_they_were() {
     };
     let mut cluster = cluster(&[], &[], &[]);
     let empty = cluster.next().unwrap();
-    cluster.apply(Change::App(Event::Apply(web(running.clone()))));
+    cluster.apply(Change::App(News::Event(Event::Apply(web(running.clone())))));
     let without_pods = cluster.next().unwrap();
-    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[("10.0.0.1", true)]))));
+    cluster.apply(Change::Endpoints(News::Event(Event::Apply(slice_of(&[("10.0.0.1", true)])))));
     let one = cluster.next().unwrap();
-    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[
+    cluster.apply(Change::Endpoints(News::Event(Event::Apply(slice_of(&[
         ("10.0.0.1", true),
         ("10.0.0.2", true),
-    ]))));
+    ])))));
     let two = cluster.next().unwrap();
-    cluster.apply(Change::Endpoints(Event::Delete(slice_of(&[]))));
+    cluster.apply(Change::Endpoints(News::Event(Event::Delete(slice_of(&[])))));
     let none = cluster.next().unwrap();
-    cluster.apply(Change::App(Event::Delete(web(running))));
+    cluster.apply(Change::App(News::Event(Event::Delete(web(running)))));
     let gone = cluster.next().unwrap();
     let seen: Vec<_> = [&empty, &without_pods, &one, &two, &none, &gone].map(ready).into();
     assert_eq!(seen, [None, Some(0), Some(1), Some(2), Some(0), None]);
@@ -214,10 +218,10 @@ fn what_is_open_at_a_pod_is_counted_across_tables() {
     let first = cluster.next().unwrap();
     let grant = authorize(&first, &identity("alice", &[]), HOST).unwrap();
     let open = grant.endpoints()[0].load().begin(Duration::ZERO);
-    cluster.apply(Change::Endpoints(Event::Apply(slice_of(&[
+    cluster.apply(Change::Endpoints(News::Event(Event::Apply(slice_of(&[
         ("10.0.0.1", true),
         ("10.0.0.2", true),
-    ]))));
+    ])))));
     let second = cluster.next().unwrap();
     assert_eq!(outstanding(&second), 1);
     drop(open);
@@ -240,7 +244,9 @@ fn terminating_pods_drain_and_a_members_change_reaches_every_route_of_the_projec
     assert_eq!(ready, expected.map(|(address, ready)| (address.to_owned(), ready)));
     let project = json!({"apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
         "metadata": {"name": "team"}, "spec": {"members": []}});
-    cluster.apply(Change::Project(Event::Apply(serde_json::from_value(project).unwrap())));
+    cluster.apply(Change::Project(News::Event(Event::Apply(
+        serde_json::from_value(project).unwrap(),
+    ))));
     assert!(authorize(&cluster.next().unwrap(), &identity("bob", &[]), HOST).is_none());
 }
 
@@ -261,7 +267,9 @@ fn a_change_among_ten_thousand_routes() {
     let mut took: Vec<_> = (0..1000)
         .map(|n| {
             let slice = slice(&name(n * 7), &[("10.0.0.1", true), ("10.0.0.2", true)]);
-            let change = Change::Endpoints(Event::Apply(serde_json::from_value(slice).unwrap()));
+            let change = Change::Endpoints(News::Event(Event::Apply(
+                serde_json::from_value(slice).unwrap(),
+            )));
             let started = std::time::Instant::now();
             cluster.apply(change);
             held.push_back(cluster.next().unwrap());
