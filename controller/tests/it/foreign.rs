@@ -1,5 +1,6 @@
 //! What exists and was not made for the workload stays as it is.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use cluster::resources::{App, Workspace};
@@ -153,10 +154,10 @@ async fn a_part_that_was_created_is_ours_to_change() {
     world.merge::<Workspace>("lab", json!({"spec": {"env": null, "port": 9000}})).await;
     let ports = |service: &Service| {
         let ports = service.spec.as_ref().and_then(|spec| spec.ports.clone());
-        ports.unwrap_or_default().iter().map(|port| port.port).collect::<Vec<_>>()
+        ports.unwrap_or_default().iter().map(|port| port.port).collect::<BTreeSet<_>>()
     };
     // What a creation set and the next apply leaves out is taken away, and not left beside it.
-    world.until("lab", |service: &Service| ports(service) == [9000, 2022]).await;
+    world.until("lab", |service: &Service| ports(service) == [2022, 9000].into()).await;
     let env = |set: &StatefulSet| {
         let pod = set.spec.as_ref().and_then(|spec| spec.template.spec.clone()).unwrap();
         pod.containers[0].env.clone().unwrap_or_default()

@@ -26,12 +26,24 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The length of a string that is not Huffman-coded: an integer with a prefix of 7 bits (RFC 7541,
+/// section 5.1).
+fn length(value: usize) -> Vec<u8> {
+    let Some(mut left) = value.checked_sub(127) else { return vec![value as u8] };
+    let mut bytes = vec![127];
+    while left >= 128 {
+        bytes.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    bytes.push(left as u8);
+    bytes
+}
+
 /// A literal field without indexing (RFC 7541, section 6.2.2).
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
-        assert!(text.len() < 127);
-        bytes.push(text.len() as u8);
+        bytes.extend(length(text.len()));
         bytes.extend(text.as_bytes());
     }
     bytes
