@@ -6,10 +6,16 @@ use std::{
 
 use cluster::resources::{App, WorkloadResource, WorkloadStatus, Workspace};
 use http::{Request, Response};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{Secret, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{
-    Api, Client, Config, Resource,
-    api::{Patch, PatchParams, PostParams},
+    Api, Client, Config, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
     core::NamespaceResourceScope,
@@ -37,6 +43,28 @@ pub struct World {
     pub answer: Answer,
     _folder: TempDir,
     _stop: DropGuard,
+}
+
+/// Deletes objects of one kind whose workspace is gone, as the cluster's garbage collector does.
+async fn collect<K>(client: &Client)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    let api = Api::<K>::namespaced(client.clone(), NAMESPACE);
+    let workspaces = Api::<Workspace>::namespaced(client.clone(), NAMESPACE);
+    let Ok(all) = api.list(&ListParams::default()).await else { return };
+    for object in all {
+        let owners = object.owner_references().iter();
+        for owner in owners.filter(|owner| owner.kind == "Workspace") {
+            let Ok(found) = workspaces.get_opt(&owner.name).await else { continue };
+            if found.and_then(|found| found.uid()).as_ref() != Some(&owner.uid) {
+                let _ = api.delete(&object.name_any(), &DeleteParams::default()).await;
+            }
+        }
+    }
 }
 
 impl World {
@@ -82,6 +110,22 @@ impl World {
         let through = altered(client.clone(), answer.clone());
         tokio::spawn(controller::serve(settings, through, http, Default::default(), ctx.clone()));
         Self { client, ctx, answer, _folder: folder, _stop: shutdown.drop_guard() }
+    }
+
+    /// Deletes what was made for a workspace that is gone, until the guard is dropped: a reconciliation that
+    /// is under way may make something anew behind its workspace's back.
+    pub fn collect_garbage(&self) -> DropGuard {
+        let stop = CancellationToken::new();
+        let (client, stopped) = (self.client.clone(), stop.clone());
+        tokio::spawn(stopped.run_until_cancelled_owned(async move {
+            loop {
+                collect::<StatefulSet>(&client).await;
+                collect::<Service>(&client).await;
+                collect::<Secret>(&client).await;
+                sleep(Duration::from_millis(20)).await;
+            }
+        }));
+        stop.drop_guard()
     }
 
     pub fn api<K>(&self) -> Api<K>
