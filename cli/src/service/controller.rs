@@ -31,8 +31,9 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
     let admin = listen(settings.admin_listen, "admin_listen").await?;
     let http = runtime::http::client(None)?;
+    let watches = sight::watches(&ctx)?;
     let service =
-        controller::serve(settings.controller, client, http, sight::watches(&ctx)?, ctx.clone());
+        Box::pin(controller::serve(settings.controller, client, http, watches, ctx.clone()));
     run_with_admin(service, admin, Router::new(), ctx).await
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 #[derive(Debug, Clone)]
 pub enum Item<K> {
     Read(Box<K>),
-    Unreadable(Unreadable),
+    Unreadable(Box<Unreadable>),
 }
 
 /// An object of a newer version, or one that the API server never checked.
@@ -35,7 +35,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Item<K> {
             Err(error) => error.path().to_string(),
         };
         let field = field[..field.floor_char_boundary(FIELD_MAX)].to_owned();
-        Ok(Self::Unreadable(Unreadable { meta: meta(&value), field }))
+        Ok(Self::Unreadable(Box::new(Unreadable { meta: meta(&value), field })))
     }
 }
 
