@@ -5,6 +5,8 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 pub(crate) struct Metrics {
     /// By `outcome`: `succeeded`, `refused`, `throttled`.
     pub sign_ins: IntCounterVec,
+    /// By `provider`, an id of the settings.
+    pub groups_unknown: IntCounterVec,
     /// By `grant`: `authorization_code`, `refresh_token`, `personal`.
     pub tokens_issued: IntCounterVec,
     /// By `error`, a code of RFC 6749, section 5.2.
@@ -31,6 +33,11 @@ impl Metrics {
         registry.register(Box::new(requests.clone()))?;
         Ok(Self {
             sign_ins: counter("sign_ins_total", "Sign-ins tried, by outcome.", "outcome")?,
+            groups_unknown: counter(
+                "groups_unknown_total",
+                "Sign-ins at which the provider did not say the person's groups.",
+                "provider",
+            )?,
             tokens_issued: counter("tokens_issued_total", "Tokens issued, by grant.", "grant")?,
             token_refusals: counter(
                 "token_refusals_total",

@@ -44,7 +44,9 @@ pub struct ProviderConfig {
     /// lets nobody choose their own.
     #[serde(default)]
     pub trust_email: bool,
-    /// The claim with the groups, such as `groups` or `realm_access.roles`.
+    /// The claim with the groups, such as `groups` or `realm_access.roles`. Where it is missing,
+    /// what was known stays. Empty for a provider that has no say in groups: those that operators
+    /// give are all there are.
     #[serde(default = "default_groups_claim")]
     pub groups_claim: String,
     /// Which of the provider's groups become which of ours, and no others do. Left out, all keep

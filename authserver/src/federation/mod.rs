@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 pub use self::config::ProviderConfig;
 pub(crate) use self::{
-    profile::{Profile, ProfileError},
+    profile::{Email, Groups, NoGroups, Profile, ProfileError},
     provider::{Ask, Provider, SignedIn, UpstreamError, is_issuer},
 };
 use crate::issuer::Issuer;

@@ -108,6 +108,10 @@ impl Provider {
             is_issuer(&config.issuer),
             "the issuer of provider `{id}` must be an https address"
         );
+        anyhow::ensure!(
+            !config.groups_claim.is_empty() || config.allowed_groups.is_empty(),
+            "provider `{id}` has allowed_groups, so groups_claim must name the claim with the groups"
+        );
         let secret = match &config.client_secret_file {
             Some(file) => Some(ClientSecret::new(
                 runtime::secret::read(file).with_context(|| format!("provider `{id}`"))?,
@@ -286,10 +290,7 @@ impl Provider {
             && published.metadata.userinfo_endpoint().is_some()
         {
             let more = self.userinfo(&published, &tokens, &verified.subject).await?;
-            // What was signed counts more.
-            for (name, value) in more {
-                verified.claims.entry(name).or_insert(value);
-            }
+            profile::merge(&self.config, &mut verified.claims, more);
         }
         Ok(SignedIn {
             profile: profile::read(&self.config, &verified.claims)?,

@@ -18,7 +18,7 @@ use super::{
     sign_in::{self, Goal, Next, Retry},
 };
 use crate::{
-    federation::{Ask, Profile, ProfileError, Provider, SignedIn, UpstreamError},
+    federation::{Ask, NoGroups, Profile, ProfileError, Provider, SignedIn, UpstreamError},
     secret::{Purpose, Secret},
     server::{App, Server},
     store::{Arrival, Origin, Person, StoreError, UpstreamRequest},
@@ -216,7 +216,14 @@ async fn arrive(
             record(app, caller, provider, Some(profile.name.as_str()), Outcome::Denied);
             return Ok(name_taken(provider, &profile));
         }
+        Arrival::NotAdmitted => {
+            record(app, caller, provider, Some(profile.name.as_str()), Outcome::Denied);
+            return Ok(not_admitted(provider, next));
+        }
     };
+    if let Err(why) = profile.groups {
+        groups_unknown(app, caller, provider, &person, &subject, why).await?;
+    }
     let (session, secret) =
         app.store.begin_session(person, METHOD, app.session_max, caller.now).await?;
     let name = Some(session.person.name.as_str());
@@ -248,6 +255,60 @@ pub(super) async fn sign_out_link(
     let Some(provider) = app.federation.provider(&id) else { return Ok(None) };
     let address = provider.sign_out_url(&id_token);
     Ok(address.map(|address| (address, provider.config.name.clone())))
+}
+
+/// Raises the alarm: the person keeps the groups that are known, and nobody hears of one that they
+/// left.
+async fn groups_unknown(
+    app: &Server,
+    caller: Caller,
+    provider: &Provider,
+    person: &Person,
+    subject: &str,
+    why: NoGroups,
+) -> Result<(), StoreError> {
+    if why == NoGroups::Unasked {
+        return Ok(());
+    }
+    let id = &provider.config.id;
+    app.metrics.groups_unknown.with_label_values(&[id]).inc();
+    let known = app.store.upstream_identity(&provider.config.issuer, subject).await?;
+    let age = match known.and_then(|known| known.groups_at) {
+        Some(at) => format!("as of {at}"),
+        None => "that it never said".to_owned(),
+    };
+    let name = person.name.as_str();
+    tracing::warn!(
+        provider = %id, claim = %provider.config.groups_claim, person = name, %why, groups = %age,
+        "a provider does not say somebody's groups; those that are known stay"
+    );
+    let detail = format!("provider {id}: {why}; kept: groups {age}");
+    app.audit.record(
+        caller.now,
+        Event {
+            who: Some(name),
+            did: "groups-unknown",
+            to: Some("Dormouse"),
+            from: Some(caller.address),
+            credential: None,
+            outcome: Outcome::Allowed,
+            detail: Some(&detail),
+        },
+    );
+    Ok(())
+}
+
+/// Only people of certain groups may come in, and nothing says that this is one.
+fn not_admitted(provider: &Provider, next: &Next) -> Response {
+    let name = &provider.config.name;
+    let text = format!(
+        "{name} did not say which groups you are in, so it cannot be known whether you may sign in \
+         here. Ask an administrator: the claim `{}` is missing.",
+        provider.config.groups_claim
+    );
+    let retry = retry(next);
+    let link = Some((retry.as_str(), "Try again"));
+    pages::message(StatusCode::FORBIDDEN, "You cannot sign in", &text, link)
 }
 
 fn name_taken(provider: &Provider, profile: &Profile) -> Response {

@@ -215,12 +215,12 @@ impl Store {
     ) -> Result<Option<Person>, StoreError> {
         let mut tx = self.write().await?;
         let row: Option<PersonRow> = sqlx::query_as(self.dialect.pick(
-            "SELECT p.* FROM grants g JOIN sessions s ON s.id = g.session_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM grants g JOIN sessions s ON s.id = g.session_id
              JOIN people p ON p.id = s.person_id
              WHERE g.id = $1 AND g.revoked_at IS NULL AND p.disabled_at IS NULL",
             // Whoever withdraws the grant or changes the person at this moment does so before us,
             // or sees our token.
-            "SELECT p.* FROM grants g JOIN sessions s ON s.id = g.session_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM grants g JOIN sessions s ON s.id = g.session_id
              JOIN people p ON p.id = s.person_id
              WHERE g.id = $1 AND g.revoked_at IS NULL AND p.disabled_at IS NULL
              FOR SHARE OF g, p",

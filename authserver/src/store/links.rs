@@ -6,14 +6,45 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::{Any, FromRow, Transaction};
 
-use super::{Store, StoreError, sessions};
+use super::{Store, StoreError, list, sessions, time};
 use crate::federation::is_issuer;
 
-/// An account at another provider.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+/// An account at another provider, and what the provider said of its groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Identity {
     pub issuer: String,
     pub subject: String,
+    pub signed_in_at: Option<Timestamp>,
+    /// Those that it said last, by our names. None when it never said any.
+    pub groups: Option<Vec<String>>,
+    /// When it said so.
+    pub groups_at: Option<Timestamp>,
+    /// Since when it says nothing.
+    pub groups_silent_since: Option<Timestamp>,
+}
+
+#[derive(FromRow)]
+struct IdentityRow {
+    issuer: String,
+    subject: String,
+    signed_in_at: Option<i64>,
+    groups: Option<String>,
+    groups_at: Option<i64>,
+    silent_since: Option<i64>,
+}
+
+impl TryFrom<IdentityRow> for Identity {
+    type Error = StoreError;
+    fn try_from(row: IdentityRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            issuer: row.issuer,
+            subject: row.subject,
+            signed_in_at: row.signed_in_at.map(time).transpose()?,
+            groups: row.groups.as_deref().map(list).transpose()?,
+            groups_at: row.groups_at.map(time).transpose()?,
+            groups_silent_since: row.silent_since.map(time).transpose()?,
+        })
+    }
 }
 
 /// What came of untying an account.
@@ -136,6 +167,24 @@ impl Store {
         Ok(Unlinked { ended, left })
     }
 
+    /// What is known of an account at a provider, if it is anybody's.
+    pub(crate) async fn upstream_identity(
+        &self,
+        issuer: &str,
+        subject: &str,
+    ) -> Result<Option<Identity>, StoreError> {
+        sqlx::query_as::<_, IdentityRow>(
+            "SELECT issuer, subject, signed_in_at, groups, groups_at, silent_since
+             FROM upstream_identities WHERE issuer = $1 AND subject = $2",
+        )
+        .bind(issuer)
+        .bind(subject)
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Identity::try_from)
+        .transpose()
+    }
+
     /// How the person can sign in.
     pub async fn ways_to_sign_in(&self, subject: &str) -> Result<Ways, StoreError> {
         ways(&mut self.snapshot().await?, subject).await
@@ -155,13 +204,14 @@ async fn ways(tx: &mut Transaction<'static, Any>, subject: &str) -> Result<Ways,
     .bind(subject)
     .fetch_one(&mut **tx)
     .await?;
-    let providers = sqlx::query_as(
-        "SELECT issuer, subject FROM upstream_identities WHERE person_id = $1
-         ORDER BY issuer, subject",
+    let providers: Vec<IdentityRow> = sqlx::query_as(
+        "SELECT issuer, subject, signed_in_at, groups, groups_at, silent_since
+         FROM upstream_identities WHERE person_id = $1 ORDER BY issuer, subject",
     )
     .bind(subject)
     .fetch_all(&mut **tx)
     .await?;
+    let providers = providers.into_iter().map(Identity::try_from).collect::<Result<_, _>>()?;
     Ok(Ways { password: passwords > 0, passkeys, providers })
 }
 
@@ -184,7 +234,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        federation::Profile,
+        federation::{Email, NoGroups, Profile},
         store::{Arrival, Origin},
     };
 
@@ -208,7 +258,9 @@ mod tests {
         let store = Store::open(&folder.path().join("auth.db").into()).await.unwrap();
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let (issuer, name) = ("https://login.example.com", "carol".parse().unwrap());
-        let profile = Profile { name, email: None, groups: Vec::new() };
+        let groups = Err(NoGroups::Missing);
+        let (email, admitted_before) = (Email::Unsaid, Vec::new());
+        let profile = Profile { name, email, groups, admitted_before };
         let arrival = store.arrive(issuer, "u-1", &profile, now).await.unwrap();
         let Arrival::New(carol) = arrival else { panic!("{arrival:?}") };
         let origin = Origin { provider: "corp", issuer, subject: "u-1", id_token: "x" };

@@ -150,7 +150,8 @@ impl Store {
         credential_id: &[u8],
     ) -> Result<Option<FoundPasskey>, StoreError> {
         let row: Option<FoundRow> = sqlx::query_as(
-            "SELECT k.id AS passkey_id, k.credential, p.*
+            "SELECT k.id AS passkey_id, k.credential, p.id, p.name, p.email, p.groups,
+                p.disabled_at
              FROM passkeys k JOIN people p ON p.id = k.person_id
              WHERE k.credential_id = $1 AND k.person_id = $2 AND k.blocked_at IS NULL
                AND p.disabled_at IS NULL",

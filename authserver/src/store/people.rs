@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
-use super::{Store, StoreError, list, time, to_json};
+use super::{Store, StoreError, list, time, to_json, upstreams::keep_operators_groups};
 use crate::config::NewPerson;
 
 /// Somebody who may sign in.
@@ -51,17 +51,21 @@ impl Store {
         now: Timestamp,
     ) -> Result<Person, StoreError> {
         check_email(person)?;
-        sqlx::query(
+        let mut tx = self.write().await?;
+        let saved: String = sqlx::query_scalar(
             "INSERT INTO people (id, name, email, groups, created_at) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (name) DO UPDATE SET email = excluded.email, groups = excluded.groups",
+             ON CONFLICT (name) DO UPDATE SET email = excluded.email, groups = excluded.groups
+             RETURNING id",
         )
         .bind(Uuid::new_v4().to_string())
         .bind(person.name.as_str())
         .bind(&person.email)
         .bind(to_json(&person.groups))
         .bind(now.as_second())
-        .execute(&self.pool)
+        .fetch_one(&mut *tx)
         .await?;
+        keep_operators_groups(&mut tx, &saved, &person.groups).await?;
+        tx.commit().await?;
         if let Some(password) = password {
             let stored = self.password_hash(&person.name).await?;
             if stored.is_none() || !self.passwords.check(password, stored).await? {
@@ -84,6 +88,7 @@ impl Store {
         check_email(person)?;
         let hash = self.passwords.hash(password).await?;
         let id = Uuid::new_v4().to_string();
+        let mut tx = self.write().await?;
         let saved: String = sqlx::query_scalar(
             "INSERT INTO people (id, name, email, groups, created_at, password_hash)
              VALUES ($1, $2, $3, $4, $5, $6)
@@ -97,8 +102,10 @@ impl Store {
         .bind(to_json(&person.groups))
         .bind(now.as_second())
         .bind(hash)
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *tx)
         .await?;
+        keep_operators_groups(&mut tx, &saved, &person.groups).await?;
+        tx.commit().await?;
         Ok(saved == id)
     }
 
@@ -115,12 +122,14 @@ impl Store {
 
     /// All people, by name.
     pub async fn list_users(&self) -> Result<Vec<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT * FROM people ORDER BY name")
-            .fetch_all(&self.pool)
-            .await?
-            .into_iter()
-            .map(Person::try_from)
-            .collect()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people ORDER BY name",
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(Person::try_from)
+        .collect()
     }
 
     /// Ends the person's sessions and tokens for good, and keeps them from signing in. Their keys
@@ -159,24 +168,28 @@ impl Store {
     }
 
     pub async fn person(&self, name: &UserName) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT * FROM people WHERE name = $1")
-            .bind(name.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE name = $1",
+        )
+        .bind(name.as_str())
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     pub(super) async fn person_by_subject(
         &self,
         subject: &str,
     ) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT * FROM people WHERE id = $1")
-            .bind(subject)
-            .fetch_optional(&self.pool)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1",
+        )
+        .bind(subject)
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     /// The same, as it is within a transaction.
@@ -185,12 +198,14 @@ impl Store {
         tx: &mut Transaction<'static, Any>,
         subject: &str,
     ) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT * FROM people WHERE id = $1")
-            .bind(subject)
-            .fetch_optional(&mut **tx)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1",
+        )
+        .bind(subject)
+        .fetch_optional(&mut **tx)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     /// The person, if the name and the password are theirs and they are not disabled. Takes as long

@@ -264,11 +264,11 @@ impl Store {
     ) -> Result<Option<Person>, StoreError> {
         let mut tx = self.write().await?;
         let row: Option<PersonRow> = sqlx::query_as(self.dialect.pick(
-            "SELECT p.* FROM service_accounts a JOIN people p ON p.id = a.person_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM service_accounts a JOIN people p ON p.id = a.person_id
              WHERE a.client_id = $1 AND p.disabled_at IS NULL",
             // Whoever changes the account's groups at this moment does so before us, or sees our
             // token.
-            "SELECT p.* FROM service_accounts a JOIN people p ON p.id = a.person_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM service_accounts a JOIN people p ON p.id = a.person_id
              WHERE a.client_id = $1 AND p.disabled_at IS NULL FOR SHARE OF p",
         ))
         .bind(client_id)

@@ -1,10 +1,16 @@
 //! People who sign in at other providers.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
+use sqlx::{Any, Transaction};
 use uuid::Uuid;
 
-use super::{Person, Session, Store, StoreError, people::PersonRow, to_json};
-use crate::{federation::Profile, secret};
+use super::{Person, Session, Store, StoreError, list, people::PersonRow, to_json};
+use crate::{
+    federation::{Email, Groups, Profile},
+    secret,
+};
 
 /// How long somebody may take at a provider, in seconds.
 const REQUEST_LIFETIME: i64 = 1800;
@@ -39,6 +45,8 @@ pub enum Arrival {
     Disabled(Person),
     /// For the first time, and somebody else has the name already.
     NameTaken,
+    /// The provider does not say whether they are in a group that may come in, and never said so.
+    NotAdmitted,
 }
 
 impl Store {
@@ -119,9 +127,9 @@ impl Store {
     ) -> Result<Option<Arrival>, StoreError> {
         let mut tx = self.write().await?;
         let row: Option<PersonRow> = sqlx::query_as(self.dialect.pick(
-            "SELECT p.* FROM upstream_identities u JOIN people p ON p.id = u.person_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM upstream_identities u JOIN people p ON p.id = u.person_id
              WHERE u.issuer = $1 AND u.subject = $2",
-            "SELECT p.* FROM upstream_identities u JOIN people p ON p.id = u.person_id
+            "SELECT p.id, p.name, p.email, p.groups, p.disabled_at FROM upstream_identities u JOIN people p ON p.id = u.person_id
              WHERE u.issuer = $1 AND u.subject = $2 FOR UPDATE",
         ))
         .bind(issuer)
@@ -133,9 +141,53 @@ impl Store {
         if person.disabled_at.is_some() {
             return Ok(Some(Arrival::Disabled(person)));
         }
+        let admitted: Option<String> = sqlx::query_scalar(
+            "SELECT admitted FROM upstream_identities WHERE issuer = $1 AND subject = $2",
+        )
+        .bind(issuer)
+        .bind(subject)
+        .fetch_one(&mut *tx)
+        .await?;
+        let before = admitted.as_deref().map_or(Ok(Vec::new()), list)?;
+        if !profile.may_come_in(&before) {
+            return Ok(Some(Arrival::NotAdmitted));
+        }
+        if let Email::Said(email) = &profile.email {
+            person.email.clone_from(email);
+        }
+        let operators = operators_groups(&mut tx, &person).await?;
+        match &profile.groups {
+            Ok(said) => {
+                person.groups =
+                    in_effect(&mut tx, (issuer, subject), &person, operators, said).await?;
+                sqlx::query(
+                    "UPDATE upstream_identities
+                     SET groups = $1, groups_at = $2, admitted = $3, silent_since = NULL
+                     WHERE issuer = $4 AND subject = $5",
+                )
+                .bind(to_json(&said.ours))
+                .bind(now.as_second())
+                .bind(to_json(&said.admitted))
+                .bind(issuer)
+                .bind(subject)
+                .execute(&mut *tx)
+                .await?;
+            }
+            Err(_) => {
+                sqlx::query(
+                    "UPDATE upstream_identities SET silent_since = coalesce(silent_since, $1)
+                     WHERE issuer = $2 AND subject = $3",
+                )
+                .bind(now.as_second())
+                .bind(issuer)
+                .bind(subject)
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
         sqlx::query("UPDATE people SET email = $1, groups = $2 WHERE id = $3")
-            .bind(&profile.email)
-            .bind(to_json(&profile.groups))
+            .bind(&person.email)
+            .bind(to_json(&person.groups))
             .bind(&person.subject)
             .execute(&mut *tx)
             .await?;
@@ -148,8 +200,6 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        person.email.clone_from(&profile.email);
-        person.groups.clone_from(&profile.groups);
         Ok(Some(Arrival::Known(person)))
     }
 
@@ -161,7 +211,16 @@ impl Store {
         profile: &Profile,
         now: Timestamp,
     ) -> Result<Option<Arrival>, StoreError> {
+        if !profile.may_come_in(&[]) {
+            return Ok(Some(Arrival::NotAdmitted));
+        }
         let id = Uuid::new_v4().to_string();
+        let email = match &profile.email {
+            Email::Said(email) => email.clone(),
+            Email::Unsaid => None,
+        };
+        let said = profile.groups.as_ref().ok();
+        let groups = said.map(|said| said.ours.clone()).unwrap_or_default();
         let mut tx = self.write().await?;
         let person = sqlx::query(
             "INSERT INTO people (id, name, email, groups, created_at) VALUES ($1, $2, $3, $4, $5)
@@ -169,8 +228,8 @@ impl Store {
         )
         .bind(&id)
         .bind(profile.name.as_str())
-        .bind(&profile.email)
-        .bind(to_json(&profile.groups))
+        .bind(&email)
+        .bind(to_json(&groups))
         .bind(now.as_second())
         .execute(&mut *tx)
         .await?;
@@ -178,24 +237,30 @@ impl Store {
             return Ok(None);
         }
         let identity = sqlx::query(
-            "INSERT INTO upstream_identities (issuer, subject, person_id, created_at, signed_in_at)
-             VALUES ($1, $2, $3, $4, $4) ON CONFLICT (issuer, subject) DO NOTHING",
+            "INSERT INTO upstream_identities (issuer, subject, person_id, created_at, signed_in_at,
+                groups, groups_at, admitted, silent_since)
+             VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $8) ON CONFLICT (issuer, subject) DO NOTHING",
         )
         .bind(issuer)
         .bind(subject)
         .bind(&id)
         .bind(now.as_second())
+        .bind(said.map(|said| to_json(&said.ours)))
+        .bind(said.map(|_| now.as_second()))
+        .bind(said.map(|said| to_json(&said.admitted)))
+        .bind(said.is_none().then_some(now.as_second()))
         .execute(&mut *tx)
         .await?;
         if identity.rows_affected() == 0 {
             return Ok(None);
         }
+        keep_operators_groups(&mut tx, &id, &[]).await?;
         tx.commit().await?;
         Ok(Some(Arrival::New(Person {
             subject: id,
             name: profile.name.clone(),
-            email: profile.email.clone(),
-            groups: profile.groups.clone(),
+            email,
+            groups,
             disabled_at: None,
         })))
     }
@@ -244,4 +309,73 @@ impl Store {
             .await?;
         Ok(())
     }
+}
+
+/// Writes down which groups an operator gives: no provider takes them away.
+pub(super) async fn keep_operators_groups(
+    tx: &mut Transaction<'static, Any>,
+    subject: &str,
+    groups: &[String],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO operator_groups (person_id, groups) VALUES ($1, $2)
+         ON CONFLICT (person_id) DO UPDATE SET groups = excluded.groups",
+    )
+    .bind(subject)
+    .bind(to_json(groups))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// The groups that an operator gave. Where nobody wrote that down, those of a person who has not
+/// come from a provider yet; it is written down then.
+async fn operators_groups(
+    tx: &mut Transaction<'static, Any>,
+    person: &Person,
+) -> Result<Vec<String>, StoreError> {
+    let kept: Option<String> =
+        sqlx::query_scalar("SELECT groups FROM operator_groups WHERE person_id = $1")
+            .bind(&person.subject)
+            .fetch_optional(&mut **tx)
+            .await?;
+    if let Some(kept) = kept {
+        return list(&kept);
+    }
+    let came: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM upstream_identities
+         WHERE person_id = $1 AND signed_in_at IS NOT NULL",
+    )
+    .bind(&person.subject)
+    .fetch_one(&mut **tx)
+    .await?;
+    let groups = if came == 0 { person.groups.clone() } else { Vec::new() };
+    keep_operators_groups(tx, &person.subject, &groups).await?;
+    Ok(groups)
+}
+
+/// What counts once a provider has said its groups: they, the operator's, and what the person has
+/// from other providers. What nobody vouches for goes.
+async fn in_effect(
+    tx: &mut Transaction<'static, Any>,
+    (issuer, subject): (&str, &str),
+    person: &Person,
+    operators: Vec<String>,
+    said: &Groups,
+) -> Result<Vec<String>, StoreError> {
+    let others: Vec<String> = sqlx::query_scalar(
+        "SELECT groups FROM upstream_identities
+         WHERE person_id = $1 AND groups IS NOT NULL AND NOT (issuer = $2 AND subject = $3)",
+    )
+    .bind(&person.subject)
+    .bind(issuer)
+    .bind(subject)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut all: BTreeSet<String> = operators.into_iter().chain(said.ours.clone()).collect();
+    for other in others {
+        // Only what they have still: it may have been taken away since that one said it.
+        all.extend(list(&other)?.into_iter().filter(|group| person.groups.contains(group)));
+    }
+    Ok(all.into_iter().collect())
 }

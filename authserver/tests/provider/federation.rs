@@ -122,11 +122,40 @@ async fn groups_and_address_follow_at_each_sign_in_and_the_name_does_not() {
     assert_eq!(second["preferred_username"], "carol");
     assert_eq!(second["sub"], first["sub"]);
 
-    // All groups gone, and no word of an address.
-    upstream.set("u-1", json!({ "preferred_username": "carol" }), false).await;
+    // All groups gone.
+    let none = json!({ "preferred_username": "carol", "groups": [] });
+    upstream.set("u-1", none, false).await;
     let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
     let third = claims(text(&tokens(&server, &response).await, "id_token"));
-    assert_eq!((&third["groups"], &third["email"]), (&json!([]), &Value::Null));
+    assert_eq!((&third["groups"], &third["email"]), (&json!([]), &json!("c@example.com")));
+}
+
+/// Entra ID says no groups above 200 of them, Google never does.
+#[tokio::test]
+async fn a_provider_that_says_nothing_of_groups_takes_none_away_and_ends_no_token() {
+    let upstream = Upstream::start("corp", 0);
+    upstream.set("u-1", carol(), false).await;
+    let server = server(&[&upstream], false, json!({})).await;
+    let path = authorize_with(&[]);
+    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    let first = tokens(&server, &response).await;
+
+    let silent = json!({ "preferred_username": "carol", "email": "carol@example.com" });
+    upstream.set("u-1", silent, false).await;
+    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    let second = claims(text(&tokens(&server, &response).await, "id_token"));
+    assert_eq!(second["groups"], json!(["ml", "staff"]));
+    let request = server.request(Method::POST, "/introspect").basic_auth(GATE.0, Some(GATE.1));
+    let answer = request.form(&[("token", text(&first, "access_token"))]).send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["active"], true, "a token that names the groups is still good");
+    server.audited("groups-unknown").await;
+
+    // Who never said anything has none.
+    upstream.set("u-2", json!({ "preferred_username": "dora" }), false).await;
+    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-2").await;
+    let new = claims(text(&tokens(&server, &response).await, "id_token"));
+    assert_eq!(new["groups"], json!([]));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read};
 
 use anyhow::{Context as _, bail};
-use authserver::{NewPerson, StoreError, Ways};
+use authserver::{Identity, NewPerson, StoreError, Ways};
 use clap::{Args, Subcommand};
 use domain::name::UserName;
 use jiff::Timestamp;
@@ -72,7 +72,8 @@ pub struct AddOptions {
     name: UserName,
     #[arg(long)]
     email: Option<String>,
-    /// May be given several times
+    /// May be given several times. These stay whatever a provider says; what one gave is gone until
+    /// it says so again
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
 }
@@ -245,8 +246,27 @@ async fn show(Named { place, name }: Named) -> anyhow::Result<Done> {
     println!("provider  {}", if ways.providers.is_empty() { "none" } else { "" });
     for at in &ways.providers {
         println!("  {}  subject {}", at.issuer, at.subject);
+        if let Some(words) = groups_of(at) {
+            println!("    {words}");
+        }
     }
     Ok(Done::default())
+}
+
+/// What a provider said of the groups of an account, and how old that is. None before its first
+/// sign-in.
+fn groups_of(at: &Identity) -> Option<String> {
+    let said = match (&at.groups, at.groups_at) {
+        (Some(groups), Some(since)) => {
+            format!("groups {} as of {since}", or_none(&groups.join(", ")))
+        }
+        _ => "groups never said".to_owned(),
+    };
+    at.signed_in_at?;
+    Some(match at.groups_silent_since {
+        Some(since) => format!("{said}; NOT SAID SINCE {since}: what is known stays"),
+        None => said,
+    })
 }
 
 fn or_none(text: &str) -> &str {
