@@ -119,8 +119,7 @@ pub fn read(config: &ProviderConfig, claims: &Claims) -> Result<Profile, Profile
         Ok(theirs) => Ok(groups(config, theirs)?),
         Err(why) => Err(why),
     };
-    let admitted_before =
-        if groups.is_ok() { Vec::new() } else { config.allowed_groups.clone() };
+    let admitted_before = if groups.is_ok() { Vec::new() } else { config.allowed_groups.clone() };
     let email = match find(claims, &config.email_claim) {
         Some(value) if !value.is_null() => Email::Said(email),
         _ => Email::Unsaid,
@@ -284,11 +283,15 @@ mod tests {
         assert_eq!(said(&|claims| drop(claims.remove("groups"))), Err(NoGroups::Missing));
         assert_eq!(said(&|claims| put(claims, "groups", Value::Null)), Err(NoGroups::Missing));
         for odd in [json!(7), json!({}), json!(["ml", 7]), json!([{ "name": "ml" }])] {
-            assert_eq!(said(&|claims| put(claims, "groups", odd.clone())), Err(NoGroups::Unreadable));
+            assert_eq!(
+                said(&|claims| put(claims, "groups", odd.clone())),
+                Err(NoGroups::Unreadable)
+            );
         }
         // As Entra ID writes it, in its two forms; whatever else is in the claim is a part at best.
         let names = json!({ "groups": "src1" });
-        let sources = json!({ "src1": { "endpoint": "https://graph.example.com/getMemberObjects" } });
+        let sources =
+            json!({ "src1": { "endpoint": "https://graph.example.com/getMemberObjects" } });
         for groups in [Value::Null, json!([]), json!(["ml"])] {
             let overage = said(&|claims| {
                 put(claims, "groups", groups.clone());

@@ -122,12 +122,14 @@ impl Store {
 
     /// All people, by name.
     pub async fn list_users(&self) -> Result<Vec<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT id, name, email, groups, disabled_at FROM people ORDER BY name")
-            .fetch_all(&self.pool)
-            .await?
-            .into_iter()
-            .map(Person::try_from)
-            .collect()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people ORDER BY name",
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(Person::try_from)
+        .collect()
     }
 
     /// Ends the person's sessions and tokens for good, and keeps them from signing in. Their keys
@@ -166,24 +168,28 @@ impl Store {
     }
 
     pub async fn person(&self, name: &UserName) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT id, name, email, groups, disabled_at FROM people WHERE name = $1")
-            .bind(name.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE name = $1",
+        )
+        .bind(name.as_str())
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     pub(super) async fn person_by_subject(
         &self,
         subject: &str,
     ) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1")
-            .bind(subject)
-            .fetch_optional(&self.pool)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1",
+        )
+        .bind(subject)
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     /// The same, as it is within a transaction.
@@ -192,12 +198,14 @@ impl Store {
         tx: &mut Transaction<'static, Any>,
         subject: &str,
     ) -> Result<Option<Person>, StoreError> {
-        sqlx::query_as::<_, PersonRow>("SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1")
-            .bind(subject)
-            .fetch_optional(&mut **tx)
-            .await?
-            .map(Person::try_from)
-            .transpose()
+        sqlx::query_as::<_, PersonRow>(
+            "SELECT id, name, email, groups, disabled_at FROM people WHERE id = $1",
+        )
+        .bind(subject)
+        .fetch_optional(&mut **tx)
+        .await?
+        .map(Person::try_from)
+        .transpose()
     }
 
     /// The person, if the name and the password are theirs and they are not disabled. Takes as long

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use sqlx::{Any, FromRow, Transaction};
+use sqlx::{Any, Transaction};
 use uuid::Uuid;
 
 use super::{Person, Session, Store, StoreError, list, people::PersonRow, to_json};
@@ -47,12 +47,6 @@ pub enum Arrival {
     NameTaken,
     /// The provider does not say whether they are in a group that may come in, and never said so.
     NotAdmitted,
-}
-
-#[derive(FromRow)]
-struct IdentityRow {
-    groups: Option<String>,
-    admitted: Option<String>,
 }
 
 impl Store {
@@ -147,14 +141,14 @@ impl Store {
         if person.disabled_at.is_some() {
             return Ok(Some(Arrival::Disabled(person)));
         }
-        let known: IdentityRow = sqlx::query_as(
-            "SELECT groups, admitted FROM upstream_identities WHERE issuer = $1 AND subject = $2",
+        let admitted: Option<String> = sqlx::query_scalar(
+            "SELECT admitted FROM upstream_identities WHERE issuer = $1 AND subject = $2",
         )
         .bind(issuer)
         .bind(subject)
         .fetch_one(&mut *tx)
         .await?;
-        let before = known.admitted.as_deref().map_or(Ok(Vec::new()), list)?;
+        let before = admitted.as_deref().map_or(Ok(Vec::new()), list)?;
         if !profile.may_come_in(&before) {
             return Ok(Some(Arrival::NotAdmitted));
         }
