@@ -122,40 +122,79 @@ async fn groups_and_address_follow_at_each_sign_in_and_the_name_does_not() {
     assert_eq!(second["preferred_username"], "carol");
     assert_eq!(second["sub"], first["sub"]);
 
-    // All groups gone.
+    // No word of groups or of an address: that is unknown, and takes nothing away.
+    upstream.set("u-1", json!({ "preferred_username": "carol" }), false).await;
+    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    let third = claims(text(&tokens(&server, &response).await, "id_token"));
+    assert_eq!((&third["groups"], &third["email"]), (&json!(["staff"]), &json!("c@example.com")));
+
+    // All groups gone, by the provider's word.
     let none = json!({ "preferred_username": "carol", "groups": [] });
     upstream.set("u-1", none, false).await;
     let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
-    let third = claims(text(&tokens(&server, &response).await, "id_token"));
-    assert_eq!((&third["groups"], &third["email"]), (&json!([]), &json!("c@example.com")));
+    let fourth = claims(text(&tokens(&server, &response).await, "id_token"));
+    assert_eq!(fourth["groups"], json!([]));
 }
 
-/// Entra ID says no groups above 200 of them, Google never does.
 #[tokio::test]
-async fn a_provider_that_says_nothing_of_groups_takes_none_away_and_ends_no_token() {
+async fn attack_17_a_missing_groups_claim_withdraws_no_token_and_a_lost_group_does() {
     let upstream = Upstream::start("corp", 0);
     upstream.set("u-1", carol(), false).await;
     let server = server(&[&upstream], false, json!({})).await;
     let path = authorize_with(&[]);
-    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
-    let first = tokens(&server, &response).await;
+    sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    let carols = server.personal_token("carol", 3600).await;
+    let is_good = async || {
+        let request = server.request(Method::POST, "/introspect").basic_auth(GATE.0, Some(GATE.1));
+        let answer = request.form(&[("token", &carols)]).send().await.unwrap();
+        answer.json::<Value>().await.unwrap()["active"] == true
+    };
+    let account = async || {
+        let carol = server.store.person(&"carol".parse().unwrap()).await.unwrap().unwrap();
+        server.store.ways_to_sign_in(&carol.subject).await.unwrap().providers.remove(0)
+    };
+    let said_at = account().await.groups_at;
+    assert!(said_at.is_some() && account().await.groups_silent_since.is_none());
+    server.wait(60);
+    for silent in [
+        json!({ "preferred_username": "carol" }),
+        json!({ "preferred_username": "carol", "groups": 7 }),
+    ] {
+        upstream.set("u-1", silent, false).await;
+        sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+        assert!(is_good().await, "unknown is not none");
+    }
+    let known = account().await;
+    assert_eq!(known.groups.as_deref(), Some(&["ml".to_owned(), "staff".to_owned()][..]));
+    assert_eq!(known.groups_at, said_at, "as old as it is");
+    assert_eq!(known.groups_silent_since, Some(server.now()));
+    let audit = server.audited("groups-unknown").await;
+    assert!(audit.contains("provider corp: the claim with the groups is missing"), "{audit}");
 
-    let silent = json!({ "preferred_username": "carol", "email": "carol@example.com" });
-    upstream.set("u-1", silent, false).await;
-    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
-    let second = claims(text(&tokens(&server, &response).await, "id_token"));
-    assert_eq!(second["groups"], json!(["ml", "staff"]));
-    let request = server.request(Method::POST, "/introspect").basic_auth(GATE.0, Some(GATE.1));
-    let answer = request.form(&[("token", text(&first, "access_token"))]).send().await.unwrap();
-    let answer: Value = answer.json().await.unwrap();
-    assert_eq!(answer["active"], true, "a token that names the groups is still good");
-    server.audited("groups-unknown").await;
+    // A claim that is there and lacks one takes it away.
+    let mut fewer = carol();
+    fewer["groups"] = json!(["staff"]);
+    upstream.set("u-1", fewer, false).await;
+    sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    assert!(!is_good().await);
+    assert_eq!(account().await.groups_silent_since, None);
+}
 
-    // Who never said anything has none.
-    upstream.set("u-2", json!({ "preferred_username": "dora" }), false).await;
-    let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-2").await;
-    let new = claims(text(&tokens(&server, &response).await, "id_token"));
-    assert_eq!(new["groups"], json!([]));
+#[tokio::test]
+async fn groups_that_let_nobody_be_known_let_only_those_in_who_were() {
+    let upstream = Upstream::start("corp", 0);
+    upstream.set("u-1", carol(), false).await;
+    let server = server(&[&upstream], false, json!({ "allowed_groups": ["staff"] })).await;
+    let path = authorize_with(&[]);
+    sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    upstream.set("u-1", json!({ "preferred_username": "carol" }), false).await;
+    upstream.set("u-2", json!({ "preferred_username": "dave" }), false).await;
+    let known = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-1").await;
+    assert!(location(&known).starts_with(CALLBACK));
+    let new = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-2").await;
+    let (status, html) = page(new).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(html.contains("did not say which groups you are in"), "{html}");
 }
 
 #[tokio::test]
@@ -303,7 +342,8 @@ async fn an_account_is_not_taken_over_by_its_name_or_address() {
     }
     let response = sign_in(&mut Browser::default(), &server, &upstream, &path, "u-2").await;
     let id = claims(text(&tokens(&server, &response).await, "id_token"));
-    assert_eq!((&id["sub"], &id["groups"]), (&json!(before.subject), &json!(["admins"])));
+    assert_eq!((&id["sub"], &id["groups"]), (&json!(before.subject), &json!(["admins", "ml"])));
+    // Nor does the provider take away what an operator gave.
 }
 
 #[tokio::test]
