@@ -16,8 +16,7 @@ use serde_json::Value;
 /// Longest token that is looked at, in bytes.
 pub const JWS_MAX: usize = 8 * 1024;
 
-/// Most keys of a set that are taken, and the largest set in bytes.
-const KEYS_MAX: usize = 16;
+/// The largest set in bytes. None of its keys is left out.
 const SET_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -133,7 +132,7 @@ impl JwkSet {
         }
         let set: Set = serde_json::from_str(json).map_err(|_| JwkSetError)?;
         let mut keys = Vec::new();
-        for value in set.keys.into_iter().take(KEYS_MAX) {
+        for value in set.keys {
             let Ok(jwk) = serde_json::from_value::<Jwk>(value) else { continue };
             if jwk.d.is_some() {
                 return Err(JwkSetError);

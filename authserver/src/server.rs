@@ -241,6 +241,12 @@ impl Authserver {
             (MIN_SSH_KEY..=MAX_SSH_KEY).contains(&config.ssh_key_lifetime),
             "ssh_key_lifetime must be between one day and ten years"
         );
+        let key_plan = KeyPlan {
+            lifetime: config.signing_key_lifetime,
+            notice: config.signing_key_notice,
+            longest_token: config.access_token_lifetime,
+        };
+        key_plan.check(config.personal_token_max.max(config.access_token_lifetime))?;
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         if config.create_master_key
             && let (Some(file), None) = (&config.master_key_file, &config.master_key)
@@ -263,11 +269,6 @@ impl Authserver {
         verifier.set_keys(KeySet::from_json(ring.jwks().as_bytes())?);
         let ssh_authority = store.ssh_authority().await?;
         let version = store.ssh_feed_version().await?;
-        let key_plan = KeyPlan {
-            lifetime: config.signing_key_lifetime,
-            notice: config.signing_key_notice,
-            longest_token: config.access_token_lifetime,
-        };
         let revoked = watch::Sender::new(store.revocation_version().await?);
         let revocation_epoch = store.revocation_epoch().await?;
         let server = Server {

@@ -147,7 +147,9 @@ impl KeyRing {
         }
         keys.sort_by_key(|key| key.active_from);
         let active_from = keys.iter().map(|key| key.active_from).collect();
-        let jwks = json!({ "keys": keys.iter().map(SigningKey::jwk).collect::<Vec<_>>() });
+        // The newest first: gateways of earlier versions take the first 16.
+        let newest_first: Vec<_> = keys.iter().rev().map(SigningKey::jwk).collect();
+        let jwks = json!({ "keys": newest_first });
         Ok(Self { keys, active_from, jwks: jwks.to_string() })
     }
 

@@ -32,8 +32,8 @@ pub const TOKEN_MAX: usize = 8 * 1024;
 /// No JWT that names an issuer with `https://` is shorter.
 const TOKEN_MIN: usize = 40;
 
-/// Most keys of a set that are taken.
-const KEYS_MAX: usize = 16;
+/// Most keys of a set. An issuer that needs more for its tokens does not start.
+pub const KEYS_MAX: usize = 512;
 
 /// `typ` of an access token (RFC 9068, section 2.1).
 pub const TYP: &str = "at+jwt";
@@ -136,6 +136,10 @@ pub struct KeySetError;
 
 impl KeySet {
     /// Keys of other types, uses and algorithms are skipped, as RFC 7517, section 5, asks for.
+    ///
+    /// # Errors
+    /// No key set, or one of more than [`KEYS_MAX`] keys: with some of them left out, tokens that are good
+    /// would be refused.
     pub fn from_json(json: &[u8]) -> Result<Self, KeySetError> {
         #[derive(Deserialize)]
         struct Set {
@@ -152,8 +156,11 @@ impl KeySet {
             usage: Option<String>,
         }
         let set: Set = serde_json::from_slice(json).map_err(|_| KeySetError)?;
+        if set.keys.len() > KEYS_MAX {
+            return Err(KeySetError);
+        }
         let mut keys = HashMap::new();
-        for value in set.keys.into_iter().take(KEYS_MAX) {
+        for value in set.keys {
             let Ok(key) = serde_json::from_value::<Key>(value) else { continue };
             let usable = key.kty == "RSA"
                 && key.alg.as_deref().is_none_or(|alg| alg == "RS256")

@@ -14,8 +14,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const AT_MOST_EVERY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// A key set has a few kilobytes.
-const SIZE_MAX: usize = 256 * 1024;
+/// Twice as much as the most keys take (`domain::token::KEYS_MAX`).
+const SIZE_MAX: usize = 512 * 1024;
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use domain::token::KEYS_MAX;
 use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::FromRow;
@@ -29,6 +30,57 @@ pub struct KeyPlan {
     pub notice: Duration,
     /// The longest life of a token that is not written down by itself.
     pub longest_token: Duration,
+}
+
+impl KeyPlan {
+    /// When a key that signs from then on has signed for its time, in seconds since the epoch.
+    fn end(&self, active_from: i64) -> i64 {
+        active_from.saturating_add(seconds(self.lifetime))
+    }
+
+    /// Whether the successor of the newest key is to be published.
+    fn is_due(&self, newest: i64, now: i64) -> bool {
+        self.end(newest).saturating_sub(seconds(self.notice)) <= now
+    }
+
+    /// Whether all has expired that lives for up to `longest` and was signed before the successor did.
+    fn is_over(longest: Duration, successor: i64, now: i64) -> bool {
+        successor.saturating_add(seconds(longest)).saturating_add(KEEP) < now
+    }
+
+    /// Most keys that are published at a time while tokens live for up to `longest`: of each key from its
+    /// notice to the end of the last token. One more for a rotation by hand.
+    pub fn keys_needed(&self, longest: Duration) -> usize {
+        let lifetime = seconds(self.lifetime).max(1);
+        let published = seconds(self.notice)
+            .saturating_add(lifetime)
+            .saturating_add(seconds(longest))
+            .saturating_add(KEEP);
+        usize::try_from(published / lifetime + 2).unwrap_or(usize::MAX).saturating_add(1)
+    }
+
+    /// Whether verifiers can take all keys that tokens of this life need.
+    ///
+    /// # Errors
+    /// Says which settings do not go together.
+    pub fn check(&self, longest: Duration) -> anyhow::Result<()> {
+        let needed = self.keys_needed(longest);
+        let days = longest.as_secs() / 86_400;
+        anyhow::ensure!(
+            needed <= KEYS_MAX,
+            "signing_key_lifetime is too short for tokens that live for {days} days: {needed} keys would \
+             be needed at a time, and gateways take {KEYS_MAX}; make it longer, or personal_token_max shorter"
+        );
+        if needed > KEYS_MAX / 4 * 3 {
+            tracing::warn!(
+                needed,
+                most = KEYS_MAX,
+                "tokens of {days} days need nearly as many signing keys as gateways take; make \
+                 signing_key_lifetime longer"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// A signing key as it is listed.
@@ -117,20 +169,17 @@ impl Store {
     pub async fn tend_keys(&self, plan: KeyPlan, now: Timestamp) -> Result<(), StoreError> {
         let second = now.as_second();
         let rows = self.key_rows().await?;
-        let end = |newest: i64| newest.saturating_add(seconds(plan.lifetime));
-        let due = |newest: Option<i64>| {
-            newest.is_some_and(|newest| end(newest).saturating_sub(seconds(plan.notice)) <= second)
-        };
+        let due = |newest: Option<i64>| newest.is_some_and(|newest| plan.is_due(newest, second));
         let newest = rows.iter().map(|row| row.active_from).max();
         if let Some(newest) = newest.filter(|newest| due(Some(*newest))) {
             let (kid, private_key) = self.new_key().await?;
-            let from = end(newest).max(second.saturating_add(seconds(plan.notice)));
+            let from = plan.end(newest).max(second.saturating_add(seconds(plan.notice)));
             self.add_key(&kid, &private_key, now, time(from)?, due).await?;
         }
         for pair in rows.windows(2) {
             let [old, next] = pair else { continue };
-            let last = next.active_from.saturating_add(seconds(plan.longest_token));
-            if last.saturating_add(KEEP) < second && !self.key_is_needed(old, next, second).await? {
+            let over = KeyPlan::is_over(plan.longest_token, next.active_from, second);
+            if over && !self.key_is_needed(old, next, second).await? {
                 self.remove_keys("DELETE FROM token_keys WHERE kid = $1", &old.kid).await?;
             }
         }
@@ -312,5 +361,66 @@ impl Store {
         }
         let key = self.master_key.as_ref().ok_or(StoreError::NoMasterKey)?;
         key.open(label, kept).map(|plain| plain.to_vec()).ok_or(StoreError::WrongMasterKey)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    fn plan(lifetime: u64, notice: u64) -> KeyPlan {
+        KeyPlan {
+            lifetime: Duration::from_secs(lifetime),
+            notice: Duration::from_secs(notice),
+            longest_token: Duration::from_secs(600),
+        }
+    }
+
+    #[test]
+    fn weekly_keys_carry_tokens_of_a_year() {
+        let year = Duration::from_secs(366 * DAY);
+        assert!(plan(7 * DAY, 3600).check(year).is_ok());
+        let error = plan(3600, 600).check(year).unwrap_err().to_string();
+        assert!(
+            error.contains("signing_key_lifetime") && error.contains("personal_token_max"),
+            "{error}"
+        );
+    }
+
+    proptest! {
+        /// Two years of rotation: as long as a token lives its key is published, and all that are published fit
+        /// into the set that verifiers take.
+        #[test]
+        fn no_key_that_is_needed_is_cut(
+            lifetime in DAY / 2..400 * DAY, notice in 60u64..3600, token in 60..366 * DAY, tick in 1i64..3600,
+        ) {
+            let (plan, longest) = (plan(lifetime, notice), Duration::from_secs(token));
+            prop_assume!(plan.check(longest).is_ok());
+            let (mut keys, mut now) = (std::collections::VecDeque::from([0i64]), 0);
+            // Each key that has signed, and when the last token of it ends.
+            let mut signed: Vec<(i64, i64)> = Vec::new();
+            while now < 2 * 366 * DAY as i64 {
+                if let Some(newest) = keys.back().copied().filter(|newest| plan.is_due(*newest, now)) {
+                    keys.push_back(plan.end(newest).max(now + seconds(plan.notice)));
+                }
+                while keys.get(1).is_some_and(|next| KeyPlan::is_over(longest, *next, now)) {
+                    keys.pop_front();
+                }
+                let active = keys.iter().rev().find(|from| **from <= now).copied().unwrap_or(keys[0]);
+                let end = now + seconds(longest);
+                match signed.last_mut().filter(|(key, _)| *key == active) {
+                    Some((_, last)) => *last = end,
+                    None => signed.push((active, end)),
+                }
+                let oldest = signed.iter().find(|(_, end)| *end >= now).map_or(active, |(key, _)| *key);
+                prop_assert!(keys[0] <= oldest, "a key is gone whose tokens live");
+                prop_assert!(keys.len() <= plan.keys_needed(longest) && keys.len() <= KEYS_MAX);
+                now += seconds(plan.lifetime) / 3 + tick;
+            }
+        }
     }
 }
