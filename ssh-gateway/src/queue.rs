@@ -45,6 +45,8 @@ struct Item {
 struct Shared {
     items: Mutex<VecDeque<Item>>,
     changed: Notify,
+    /// Nothing waits any more.
+    drained: Notify,
     /// Bytes that wait.
     backlog: Backlog,
     sender_gone: CancellationToken,
@@ -118,8 +120,7 @@ impl Sender {
                 }
                 None => None,
             };
-            let first = self.shared.backlog.bytes() == 0;
-            (room, self.budget.take(cost, first).await)
+            (room, self.take(cost).await)
         };
         let (room, taken) = tokio::select! {
             biased;
@@ -131,6 +132,21 @@ impl Sender {
         put(&mut self.shared.items(), item);
         self.shared.changed.notify_one();
         Ok(())
+    }
+}
+
+impl Sender {
+    /// Room within the budgets. A channel whose queue is empty, or becomes so meanwhile, waits for nobody
+    /// else's reader.
+    async fn take(&self, cost: usize) -> Taken {
+        while self.shared.backlog.bytes() > 0 {
+            tokio::select! {
+                biased;
+                taken = self.budget.take(cost, false) => return taken,
+                () = self.shared.drained.notified() => {}
+            }
+        }
+        self.budget.take(cost, true).await
     }
 }
 
@@ -170,7 +186,10 @@ impl Receiver {
         loop {
             let over = self.shared.sender_gone.is_cancelled();
             if let Some(item) = self.shared.items().pop_front() {
-                self.shared.backlog.0.fetch_sub(item.cost, Ordering::AcqRel);
+                let before = self.shared.backlog.0.fetch_sub(item.cost, Ordering::AcqRel);
+                if before == item.cost {
+                    self.shared.drained.notify_one();
+                }
                 return Some(item.message);
             }
             if over {
@@ -232,6 +251,20 @@ mod tests {
         let waiting = sender.push(data(1 << 10));
         drop(receiver);
         assert_eq!(waiting.await, Err(Closed));
+    }
+
+    #[tokio::test]
+    async fn who_reads_goes_on_while_others_use_up_the_budget() {
+        let budgets = budget(64 << 10, 64 << 10, 64 << 10);
+        let [_, others] = budgets.connection("alice");
+        let _unread = others.take(32 << 10, true).await;
+        let [_, down] = budgets.connection("alice");
+        let (sender, mut receiver) = queue(down, None);
+        sender.push(data(1 << 10)).await.unwrap();
+        let mut second = std::pin::pin!(sender.push(data(1 << 10)));
+        assert!(second.as_mut().now_or_never().is_none(), "one message at a time");
+        assert!(receiver.pop().await.is_some());
+        assert_eq!(second.now_or_never(), Some(Ok(())), "its own queue is empty again");
     }
 
     #[tokio::test]
