@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use russh::{Channel, ChannelMsg, ChannelOpenFailure, server::Handle, server::Msg};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, server::Msg};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -14,6 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    gateway::{Gateway, Output},
     owner, queue,
     session::{copy_out, feed},
 };
@@ -103,11 +104,15 @@ pub async fn connect_unix(path: &str) -> Result<UnixStream, ChannelOpenFailure> 
 pub async fn bridge(
     channel: Channel<Msg>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    gateway: Gateway,
     stop: CancellationToken,
 ) {
     let (mut read, write) = channel.split();
     let (from, to) = tokio::io::split(stream);
     let (sender, receiver) = queue::queue();
+    let giving = gateway.give(write.id(), sender.popped());
+    let credit = gateway.credit();
+    let output = Output { write: &write, credit: &credit };
     let gone = async {
         let mut sender = Some(sender);
         while let Some(message) = read.wait().await {
@@ -121,12 +126,12 @@ pub async fn bridge(
                 }
                 ChannelMsg::Eof => sender = None,
                 ChannelMsg::Close => return,
-                _ => {}
+                other => credit.receive(&other),
             }
         }
     };
     let out = async {
-        let result = copy_out(from, &write, None).await;
+        let result = copy_out(from, output, None).await;
         if result.is_ok() {
             let _ = write.eof().await;
         }
@@ -142,6 +147,7 @@ pub async fn bridge(
             }
         }
         () = stop.cancelled() => {}
+        () = giving => {}
     }
     let _ = write.close().await;
 }
@@ -152,7 +158,7 @@ pub async fn listen(
     listener: TcpListener,
     address: String,
     port: u32,
-    handle: Handle,
+    gateway: Gateway,
     stop: CancellationToken,
 ) {
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(ACCEPTED_MAX));
@@ -168,16 +174,16 @@ pub async fn listen(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let (handle, address, stop) = (handle.clone(), address.clone(), stop.clone());
+        let (gateway, address, stop) = (gateway.clone(), address.clone(), stop.clone());
         tokio::spawn(async move {
-            let open = handle.channel_open_forwarded_tcpip(
+            let open = gateway.handle.channel_open_forwarded_tcpip(
                 address,
                 port,
                 peer.ip().to_string(),
                 u32::from(peer.port()),
             );
             if let Ok(Ok(channel)) = tokio::time::timeout(CONFIRM, open).await {
-                bridge(channel, stream, stop).await;
+                bridge(channel, stream, gateway, stop).await;
             }
             drop(permit);
         });

@@ -6,6 +6,7 @@
 
 mod detach;
 mod forward;
+mod gateway;
 mod install;
 mod login;
 mod owner;
@@ -22,6 +23,12 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+/// Parsers of outside input, for fuzzing; not an API.
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::sftp::read_apart as sftp;
+}
 
 pub use crate::{
     server::serve,

@@ -2,14 +2,10 @@
 //!
 //! russh refills a channel's window as soon as data arrives and hands the data to the channel's
 //! queue; when that queue is full the whole connection waits. So each channel is emptied at once
-//! into one of these, and only when this is full as well does the connection slow down. Nothing is
-//! dropped.
+//! into one of these. A gateway sends no more than it has credit for, which is less than fits in here;
+//! one of an earlier version fills it up, and then its connection slows down. Nothing is dropped.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -25,10 +21,26 @@ type Item = (Bytes, OwnedSemaphorePermit);
 pub struct Sender {
     items: mpsc::UnboundedSender<Item>,
     room: Arc<Semaphore>,
+    popped: Popped,
 }
 
 pub struct Receiver {
     items: mpsc::UnboundedReceiver<Item>,
+    popped: Popped,
+}
+
+/// Bytes that were taken from a queue.
+#[derive(Clone)]
+pub struct Popped(Arc<Semaphore>);
+
+impl Popped {
+    /// Waits for so many more.
+    pub async fn bytes(&self, bytes: u32) {
+        match self.0.acquire_many(bytes).await {
+            Ok(permits) => permits.forget(),
+            Err(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// The reader is gone: nobody will see the bytes.
@@ -38,10 +50,16 @@ pub struct Closed;
 pub fn queue() -> (Sender, Receiver) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(LIMIT));
-    (Sender { items: sender, room }, Receiver { items: receiver })
+    let popped = Popped(Arc::new(Semaphore::new(0)));
+    let (items, other) = (sender, popped.clone());
+    (Sender { items, room, popped: other }, Receiver { items: receiver, popped })
 }
 
 impl Sender {
+    pub fn popped(&self) -> Popped {
+        self.popped.clone()
+    }
+
     /// Waits for room.
     pub async fn push(&self, bytes: Bytes) -> Result<(), Closed> {
         let cost = (bytes.len() + OVERHEAD).min(LIMIT) as u32;
@@ -55,15 +73,9 @@ impl Sender {
 
 impl Receiver {
     pub async fn pop(&mut self) -> Option<Bytes> {
-        self.items.recv().await.map(|(bytes, _)| bytes)
-    }
-}
-
-impl futures::Stream for Receiver {
-    type Item = std::io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.items.poll_recv(cx).map(|item| item.map(|(bytes, _)| Ok(bytes)))
+        let (bytes, _room) = self.items.recv().await?;
+        self.popped.0.add_permits(bytes.len());
+        Some(bytes)
     }
 }
 
@@ -111,5 +123,20 @@ mod tests {
             taken += 1;
         }
         assert_eq!(taken, LIMIT / (OVERHEAD + 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_is_counted() {
+        let (sender, mut receiver) = queue();
+        let popped = sender.popped();
+        for size in [100, 200] {
+            sender.push(Bytes::from(vec![0; size])).await.unwrap();
+        }
+        assert!(popped.bytes(100).now_or_never().is_none(), "none is taken");
+        receiver.pop().await.unwrap();
+        popped.bytes(100).await;
+        assert!(popped.bytes(1).now_or_never().is_none());
+        receiver.pop().await.unwrap();
+        popped.bytes(200).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use domain::credit;
 use nix::sys::socket::{
     setsockopt,
     sockopt::{SndBuf, TcpUserTimeout},
@@ -22,6 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     forward::{self, Loopback},
+    gateway::Gateway,
     login::{Login, may_set},
     session::{self, SFTP},
     settings::{Settings, authorized_now},
@@ -114,7 +116,8 @@ fn config(settings: &Settings) -> Config {
             ..Preferred::DEFAULT
         },
         max_auth_attempts: 3,
-        event_buffer_size: 64,
+        // What waits here comes before what a person interrupts.
+        event_buffer_size: 8,
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(30)),
         // A gateway whose client does not read answers nothing, and is alive: who is gone is found by
@@ -201,8 +204,16 @@ impl Connection {
     }
 }
 
+fn gateway(session: &Session) -> Gateway {
+    Gateway { handle: session.handle(), paced: credit::is_offered(session.remote_sshid()) }
+}
+
 impl Handler for Connection {
     type Error = russh::Error;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
+        Ok(Some(credit::OFFER.to_owned()))
+    }
 
     async fn auth_publickey_offered(
         &mut self,
@@ -236,9 +247,9 @@ impl Handler for Connection {
             return Ok(());
         };
         reply.accept().await;
-        let (login, handle) = (self.shared.login.clone(), session.handle());
+        let (login, gateway) = (self.shared.login.clone(), gateway(session));
         self.sessions.spawn(async move {
-            session::run(login, channel, handle, stop.clone()).await;
+            session::run(login, channel, gateway, stop.clone()).await;
             stop.cancel();
         });
         Ok(())
@@ -252,7 +263,7 @@ impl Handler for Connection {
         _originator_address: &str,
         _originator_port: u32,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Self::Error> {
         let Some(candidates) = self.shared.loopback.candidates(host, port) else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
@@ -262,13 +273,13 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        let loopback = self.shared.loopback;
+        let (loopback, gateway) = (self.shared.loopback, gateway(session));
         tokio::spawn(async move {
             let candidates = loopback.answering(candidates).await;
             match forward::connect(&candidates).await {
                 Ok(stream) => {
                     reply.accept().await;
-                    forward::bridge(channel, stream, stop.clone()).await;
+                    forward::bridge(channel, stream, gateway, stop.clone()).await;
                 }
                 Err(reason) => reply.reject(reason).await,
             }
@@ -282,18 +293,18 @@ impl Handler for Connection {
         channel: Channel<Msg>,
         socket_path: &str,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Self::Error> {
         let Some(stop) = self.channel(channel.id()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        let path = socket_path.to_owned();
+        let (path, gateway) = (socket_path.to_owned(), gateway(session));
         tokio::spawn(async move {
             match forward::connect_unix(&path).await {
                 Ok(stream) => {
                     reply.accept().await;
-                    forward::bridge(channel, stream, stop.clone()).await;
+                    forward::bridge(channel, stream, gateway, stop.clone()).await;
                 }
                 Err(reason) => reply.reject(reason).await,
             }
@@ -321,7 +332,7 @@ impl Handler for Connection {
         let stop = self.stop.child_token();
         let key = (address.to_owned(), Some(*port));
         let work =
-            forward::listen(listener, address.to_owned(), *port, session.handle(), stop.clone());
+            forward::listen(listener, address.to_owned(), *port, gateway(session), stop.clone());
         tokio::spawn(work);
         self.forwardings.insert(key, stop.drop_guard());
         Ok(true)
@@ -352,7 +363,7 @@ impl Handler for Connection {
             }
         };
         let stop = self.stop.child_token();
-        let work = streamlocal::listen(socket, path.to_owned(), session.handle(), stop.clone());
+        let work = streamlocal::listen(socket, path.to_owned(), gateway(session), stop.clone());
         self.sessions.spawn(work);
         self.forwardings.insert((path.to_owned(), None), stop.drop_guard());
         Ok(true)

@@ -9,13 +9,14 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use russh::{
-    Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf,
+    Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf,
     server::{Handle, Msg},
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    gateway::{Credit, Gateway, Output},
     login::{Login, may_set},
     process::{self, Pipes, Program},
     pty::{self, Master, Size},
@@ -63,13 +64,16 @@ enum End {
 pub async fn run(
     login: Arc<Login>,
     channel: Channel<Msg>,
-    handle: Handle,
+    gateway: Gateway,
     stop: CancellationToken,
 ) {
-    let (mut read, write) = channel.split();
+    let (read, write) = channel.split();
+    let credit = gateway.credit();
+    let mut input = Input { id: write.id(), read, credit: &credit, gateway: &gateway };
+    let output = Output { write: &write, credit: &credit };
     let work = async {
-        match prepare(&mut read).await {
-            Some((setup, start)) => serve(&login, setup, start, &mut read, &write, &handle).await,
+        match prepare(&mut input.read).await {
+            Some((setup, start)) => serve(&login, setup, start, &mut input, output).await,
             None => End::HungUp,
         }
     };
@@ -77,7 +81,7 @@ pub async fn run(
         end = work => end,
         () = stop.cancelled() => End::HungUp,
     };
-    finish(&handle, &write, end).await;
+    finish(&gateway.handle, &write, end).await;
 }
 
 async fn prepare(read: &mut ChannelReadHalf) -> Option<(Setup, Start)> {
@@ -131,14 +135,13 @@ async fn serve(
     login: &Login,
     setup: Setup,
     start: Start,
-    read: &mut ChannelReadHalf,
-    write: &ChannelWriteHalf<Msg>,
-    handle: &Handle,
+    input: &mut Input<'_>,
+    output: Output<'_>,
 ) -> End {
     let mut command = match start {
         Start::Shell => login.shell(),
         Start::Exec(line) => login.exec(&line),
-        Start::Sftp => return transfer(login.home().to_owned(), read, write).await,
+        Start::Sftp => return transfer(login.home().to_owned(), input, output).await,
     };
     command.envs(setup.variables);
     let started = match &setup.terminal {
@@ -146,8 +149,8 @@ async fn serve(
         None => process::with_pipes(command).map(Running::Pipes),
     };
     match started {
-        Ok(Running::Terminal((program, master))) => terminal(program, &master, read, write).await,
-        Ok(Running::Pipes((program, pipes))) => piped(program, pipes, read, write, handle).await,
+        Ok(Running::Terminal((program, master))) => terminal(program, &master, input, output).await,
+        Ok(Running::Pipes((program, pipes))) => piped(program, pipes, input, output).await,
         Err(error) => End::Failed(format!("cannot start the shell: {error}")),
     }
 }
@@ -160,13 +163,13 @@ enum Running {
 async fn terminal(
     mut program: Program,
     master: &Master,
-    read: &mut ChannelReadHalf,
-    write: &ChannelWriteHalf<Msg>,
+    input: &mut Input<'_>,
+    output: Output<'_>,
 ) -> End {
     let group = program.group();
     let (sender, mut receiver) = queue::queue();
     let exited = CancellationToken::new();
-    let output = terminal_output(master, write, &exited);
+    let output = terminal_output(master, output, &exited);
     let wait = async {
         let status = program.wait().await;
         exited.cancel();
@@ -183,7 +186,7 @@ async fn terminal(
             }
         }
     };
-    let input = inbound(read, sender, |message| match message {
+    let input = input.take(sender, |message| match message {
         ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
             let (columns, rows, width, height) = (col_width, row_height, pix_width, pix_height);
             master.resize(Size { columns, rows, width, height });
@@ -199,11 +202,7 @@ async fn terminal(
 
 /// Until the other end is closed, or the program has ended and all that it wrote is read: something
 /// that it left in the background may hold the terminal open.
-async fn terminal_output(
-    master: &Master,
-    write: &ChannelWriteHalf<Msg>,
-    exited: &CancellationToken,
-) {
+async fn terminal_output(master: &Master, output: Output<'_>, exited: &CancellationToken) {
     let mut buffer = vec![0; CHUNK];
     loop {
         let read = tokio::select! {
@@ -212,7 +211,7 @@ async fn terminal_output(
             () = exited.cancelled() => master.try_read(&mut buffer).unwrap_or(0),
         };
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return };
-        if write.data_bytes(Bytes::copy_from_slice(bytes)).await.is_err() {
+        if output.send(Bytes::copy_from_slice(bytes), None).await.is_err() {
             return;
         }
     }
@@ -221,18 +220,18 @@ async fn terminal_output(
 async fn piped(
     mut program: Program,
     pipes: Pipes,
-    read: &mut ChannelReadHalf,
-    write: &ChannelWriteHalf<Msg>,
-    handle: &Handle,
+    input: &mut Input<'_>,
+    output: Output<'_>,
 ) -> End {
+    let (handle, write) = (&input.gateway.handle, output.write);
     let group = program.group();
     let (sender, receiver) = queue::queue();
-    let input = inbound(read, sender, |message| deliver(group, &message));
+    let taking = input.take(sender, |message| deliver(group, &message));
     let work = async {
         let mut outputs = pin!(async {
             let _ = tokio::join!(
-                copy_out(pipes.stdout, write, None),
-                copy_out(pipes.stderr, write, Some(1)),
+                copy_out(pipes.stdout, output, None),
+                copy_out(pipes.stderr, output, Some(1)),
             );
         });
         let mut read_out = false;
@@ -253,39 +252,55 @@ async fn piped(
     };
     tokio::select! {
         () = work => End::Told,
-        () = input => End::HungUp,
+        () = taking => End::HungUp,
         () = forever(feed(receiver, pipes.stdin)) => End::HungUp,
     }
 }
 
-async fn transfer(home: PathBuf, read: &mut ChannelReadHalf, write: &ChannelWriteHalf<Msg>) -> End {
+async fn transfer(home: PathBuf, input: &mut Input<'_>, output: Output<'_>) -> End {
     let (sender, receiver) = queue::queue();
-    let send = |bytes| async { write.data_bytes(bytes).await.map_err(io::Error::other) };
+    let send = |bytes| async move { output.send(bytes, None).await.map_err(io::Error::other) };
     tokio::select! {
         () = sftp::serve(receiver, send, home) => End::Done,
-        () = inbound(read, sender, |_| ()) => End::HungUp,
+        () = input.take(sender, |_| ()) => End::HungUp,
     }
 }
 
-/// Ends when the channel is closed, and not at the end of the input.
-async fn inbound(
-    read: &mut ChannelReadHalf,
-    sender: queue::Sender,
-    mut request: impl FnMut(ChannelMsg),
-) {
-    let mut sender = Some(sender);
-    while let Some(message) = read.wait().await {
-        match message {
-            ChannelMsg::Data { data } => {
-                if let Some(open) = &sender
-                    && open.push(data).await.is_err()
-                {
-                    sender = None;
+/// What comes from the gateway.
+struct Input<'a> {
+    id: ChannelId,
+    read: ChannelReadHalf,
+    credit: &'a Credit,
+    gateway: &'a Gateway,
+}
+
+impl Input<'_> {
+    /// Ends when the channel is closed, and not at the end of the input.
+    async fn take(&mut self, sender: queue::Sender, mut request: impl FnMut(ChannelMsg)) {
+        let giving = self.gateway.give(self.id, sender.popped());
+        let taking = async {
+            let mut sender = Some(sender);
+            while let Some(message) = self.read.wait().await {
+                match message {
+                    ChannelMsg::Data { data } => {
+                        if let Some(open) = &sender
+                            && open.push(data).await.is_err()
+                        {
+                            sender = None;
+                        }
+                    }
+                    ChannelMsg::Eof => sender = None,
+                    ChannelMsg::Close => return,
+                    other => {
+                        self.credit.receive(&other);
+                        request(other);
+                    }
                 }
             }
-            ChannelMsg::Eof => sender = None,
-            ChannelMsg::Close => return,
-            other => request(other),
+        };
+        tokio::select! {
+            () = taking => {}
+            () = giving => {}
         }
     }
 }
@@ -308,10 +323,10 @@ pub async fn feed(mut receiver: queue::Receiver, mut writer: impl AsyncWrite + U
     let _ = writer.shutdown().await;
 }
 
-/// `extended` is the data type code of RFC 4254, section 5.2: 1 for standard error.
+/// `extended` as in [`Output::send`].
 pub async fn copy_out(
     mut reader: impl AsyncRead + Unpin,
-    write: &ChannelWriteHalf<Msg>,
+    output: Output<'_>,
     extended: Option<u32>,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::new();
@@ -321,11 +336,7 @@ pub async fn copy_out(
             return Ok(());
         }
         let bytes = buffer.split().freeze();
-        let sent = match extended {
-            None => write.data_bytes(bytes).await,
-            Some(code) => write.extended_data_bytes(code, bytes).await,
-        };
-        sent.map_err(io::Error::other)?;
+        output.send(bytes, extended).await.map_err(io::Error::other)?;
     }
 }
 

@@ -77,6 +77,25 @@ where
     }
 }
 
+/// Reads a client's stream whole, and in two parts; both are the same packets.
+///
+/// # Panics
+/// When they are not: for fuzzing.
+pub fn read_apart(bytes: &[u8]) {
+    let read = |parts: [&[u8]; 2]| {
+        let (mut packets, mut found) = (Packets::default(), Vec::new());
+        for part in parts {
+            packets.push(part);
+            while let Ok(Some(body)) = packets.next() {
+                found.push(Packet::parse(body));
+            }
+        }
+        found
+    };
+    let middle = usize::from(bytes.first().copied().unwrap_or(0)).min(bytes.len());
+    assert_eq!(read([bytes, &[]]), read([&bytes[..middle], &bytes[middle..]]));
+}
+
 struct Session {
     home: PathBuf,
     open: HashMap<u32, Open>,

@@ -10,11 +10,13 @@ use std::{
 };
 
 use nix::sys::stat::{Mode, fchmod};
-use russh::server::Handle;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::forward::{self, ACCEPTED_MAX, CONFIRM};
+use crate::{
+    forward::{self, ACCEPTED_MAX, CONFIRM},
+    gateway::Gateway,
+};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
@@ -69,7 +71,7 @@ async fn is_left_over(path: &Path) -> bool {
 }
 
 /// Until `stop`. `asked` is the path as the client wrote it: it finds its forwarding by it.
-pub async fn listen(socket: Socket, asked: String, handle: Handle, stop: CancellationToken) {
+pub async fn listen(socket: Socket, asked: String, gateway: Gateway, stop: CancellationToken) {
     let room = Arc::new(tokio::sync::Semaphore::new(ACCEPTED_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -82,11 +84,11 @@ pub async fn listen(socket: Socket, asked: String, handle: Handle, stop: Cancell
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (handle, asked, stop) = (handle.clone(), asked.clone(), stop.clone());
+        let (gateway, asked, stop) = (gateway.clone(), asked.clone(), stop.clone());
         tokio::spawn(async move {
-            let open = handle.channel_open_forwarded_streamlocal(asked);
+            let open = gateway.handle.channel_open_forwarded_streamlocal(asked);
             if let Ok(Ok(channel)) = tokio::time::timeout(CONFIRM, open).await {
-                forward::bridge(channel, stream, stop).await;
+                forward::bridge(channel, stream, gateway, stop).await;
             }
             drop(permit);
         });

@@ -8,6 +8,7 @@ pub mod access;
 pub mod activity;
 pub mod certificate;
 pub mod classify;
+pub mod credit;
 pub mod endpoint;
 pub mod identity;
 pub mod idle;

@@ -1,6 +1,7 @@
 // Chromium through playwright-core, with the development authority in its trust store: certificates
 // are verified as in a person's browser.
 
+import assert from 'node:assert/strict';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { chromium } from 'playwright-core';
@@ -37,6 +38,28 @@ export async function launchBrowser(instance, args = []) {
 async function certutil(...args) {
   const { code, stderr } = await run('certutil', args);
   if (code !== 0) throw new Error(`certutil ${args.join(' ')}: ${stderr}`);
+}
+
+/** Opens a page as somebody who is not signed in, and signs in. */
+export async function openSignedIn(page, instance, user, url) {
+  await page.goto(url);
+  assert.equal(new URL(page.url()).origin, new URL(instance.ready.issuer).origin, 'the sign-in page');
+  await fillSignIn(page, user);
+  await page.waitForURL((now) => now.hostname === new URL(url).hostname);
+}
+
+/** Opens a new notebook from JupyterLab's launcher, and waits for its kernel. */
+export async function newNotebook(page) {
+  await page.locator('.jp-LauncherCard[data-category="Notebook"]').first().click({ timeout: 90_000 });
+  // JupyterLab drops what is run before it knows its kernel.
+  await page.getByText('Python 3 (ipykernel) | Idle').waitFor({ timeout: 90_000 });
+}
+
+/** Runs code in the notebook's selected cell; the next one is selected then. */
+export async function runCell(page, number, code) {
+  await page.locator('.jp-Notebook .jp-CodeCell .cm-content').nth(number).click();
+  await page.keyboard.type(code);
+  await page.keyboard.press('Shift+Enter');
 }
 
 /** Fills in the sign-in page that is shown, and sends it. */

@@ -5,6 +5,7 @@ import { copyFileSync, closeSync, linkSync, openSync, readFileSync, renameSync, 
 import http from 'node:http';
 import path from 'node:path';
 
+import { run } from './command.js';
 import { until } from './deadline.js';
 import { binary, environment, freePort, temporaryFolder } from './instance.js';
 
@@ -92,6 +93,32 @@ client_secret_file = "${data('gate-secret')}"
 `,
     );
     return `http://127.0.0.1:${port}`;
+  }
+
+  /** The file of a proxy for that host, with a certificate of its own and an authserver beside; `grace` in milliseconds. */
+  async proxySettings({ host, port, admin, grace }) {
+    this.install();
+    const request = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', `/CN=${host}`];
+    request.push('-addext', `subjectAltName=DNS:${host}`, '-keyout', this.file('tls.key'), '-out', this.file('tls.crt'));
+    const made = await run('openssl', request);
+    if (made.code !== 0) throw new Error(`openssl: ${made.stderr}`);
+    const { ready, dataDir } = this.instance;
+    return `
+listen = "127.0.0.1:${port}"
+admin_listen = "127.0.0.1:${admin}"
+kubeconfig = "${ready.kubeconfig}"
+audit_file = "${this.file('audit.jsonl')}"
+[tls]
+certificate_file = "${this.file('tls.crt')}"
+key_file = "${this.file('tls.key')}"
+[proxy]
+base_domain = "localhost"
+external_port = ${port}
+issuer = "${ready.issuer}"
+issuer_internal_url = "${await this.authserver()}"
+client_secret_file = "${path.join(dataDir, 'gate-secret')}"
+drain_grace = "${grace}ms"
+`;
   }
 
   /** What a service has logged, as objects. */

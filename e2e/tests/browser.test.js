@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 
-import { fillSignIn, launchBrowser, needsBrowser, picture, withPage } from '../support/browser.js';
+import { fillSignIn, launchBrowser, needsBrowser, newNotebook, openSignedIn, picture, runCell, withPage } from '../support/browser.js';
 import { sharedInstance } from '../support/instance.js';
 
 const instance = await sharedInstance();
@@ -19,14 +19,6 @@ function needsWorkload(name) {
   if (needsBrowser.skip) return needsBrowser;
   const skip = `the instance has no \`${name}\`: JupyterLab and Streamlit need Python`;
   return instance.workload(name) ? {} : { skip };
-}
-
-/** Opens a page as somebody who is not signed in, and signs in. */
-async function openSignedIn(page, user, url) {
-  await page.goto(url);
-  assert.equal(new URL(page.url()).origin, new URL(instance.ready.issuer).origin, 'the sign-in page');
-  await fillSignIn(page, user);
-  await page.waitForURL((now) => now.hostname === new URL(url).hostname);
 }
 
 test('the sign-in page fits a phone', needsBrowser, async () => {
@@ -96,14 +88,9 @@ test('a wrong password says so and asks again', needsBrowser, async () => {
 
 test('alice runs print(6*7) in a new notebook and sees 42', { ...needsWorkload('lab'), timeout: 180_000 }, async () => {
   await withPage(browser, 'lab', {}, async (page) => {
-    await openSignedIn(page, alice, instance.url('lab', '/lab?reset'));
-    await page.locator('.jp-LauncherCard[data-category="Notebook"]').first().click({ timeout: 90_000 });
-    // JupyterLab drops what is run before it knows its kernel.
-    await page.getByText('Python 3 (ipykernel) | Idle').waitFor({ timeout: 90_000 });
-    const cell = page.locator('.jp-Notebook .jp-CodeCell .cm-content').first();
-    await cell.click();
-    await page.keyboard.type('print(6*7)');
-    await page.keyboard.press('Shift+Enter');
+    await openSignedIn(page, instance, alice, instance.url('lab', '/lab?reset'));
+    await newNotebook(page);
+    await runCell(page, 0, 'print(6*7)');
     const output = page.locator('.jp-OutputArea-output').first();
     await output.waitFor({ timeout: 90_000 });
     assert.equal((await output.innerText()).trim(), '42');
@@ -124,7 +111,7 @@ async function refuseNews(page) {
 
 test('alice moves a slider of the dashboard and the page changes', { ...needsWorkload('dashboard'), timeout: 120_000 }, async () => {
   await withPage(browser, 'dashboard', {}, async (page) => {
-    await openSignedIn(page, alice, instance.url('dashboard'));
+    await openSignedIn(page, instance, alice, instance.url('dashboard'));
     const slider = page.getByRole('slider', { name: 'Learning rate' });
     await slider.waitFor({ timeout: 60_000 });
     const steps = page.getByTestId('stMetricValue').nth(1);
@@ -140,7 +127,7 @@ test('alice moves a slider of the dashboard and the page changes', { ...needsWor
 
 test('one sign-in is enough for all hosts', { ...needsWorkload('dashboard'), timeout: 120_000 }, async () => {
   await withPage(browser, 'single-sign-on', {}, async (page) => {
-    await openSignedIn(page, alice, instance.url('echo'));
+    await openSignedIn(page, instance, alice, instance.url('echo'));
     await page.goto(instance.url('dashboard'));
     assert.equal(new URL(page.url()).hostname, new URL(instance.url('dashboard')).hostname);
     await page.getByRole('slider', { name: 'Learning rate' }).waitFor({ timeout: 60_000 });
@@ -163,7 +150,7 @@ test('sixteen tabs that a browser restores need one sign-in', { ...needsBrowser,
 
 test('the portal lists what is alice\'s, and opens it', needsBrowser, async () => {
   await withPage(browser, 'portal', {}, async (page) => {
-    await openSignedIn(page, alice, instance.ready.portal);
+    await openSignedIn(page, instance, alice, instance.ready.portal);
     for (const { name, url } of instance.ready.workloads) {
       const link = page.locator(`a[href="${url}"], a[href="${url.replace(/\/$/, '')}"]`).first();
       await link.waitFor();

@@ -3,12 +3,10 @@
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
 import https from 'node:https';
-import path from 'node:path';
 import { after, test } from 'node:test';
 import WebSocket from 'ws';
 
 import { lookup } from '../support/client.js';
-import { run } from '../support/command.js';
 import { until, withDeadline } from '../support/deadline.js';
 import { freePort, sharedInstance } from '../support/instance.js';
 import { Services } from '../support/service.js';
@@ -27,33 +25,9 @@ const file = (name) => services.file(name);
 let passed = false;
 after(() => services.remove(passed));
 
-function settings(issuer) {
-  return `
-listen = "127.0.0.1:${port}"
-admin_listen = "127.0.0.1:${admin}"
-kubeconfig = "${instance.ready.kubeconfig}"
-audit_file = "${file('audit.jsonl')}"
-[tls]
-certificate_file = "${file('tls.crt')}"
-key_file = "${file('tls.key')}"
-[proxy]
-base_domain = "localhost"
-external_port = ${port}
-issuer = "${instance.ready.issuer}"
-issuer_internal_url = "${issuer}"
-client_secret_file = "${path.join(instance.dataDir, 'gate-secret')}"
-drain_grace = "${GRACE}ms"
-`;
-}
-
 /** Starts the proxy; answers its process and its settings. */
 async function prepare() {
-  services.install();
-  const request = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', `/CN=${host}`];
-  request.push('-addext', `subjectAltName=DNS:${host}`, '-keyout', file('tls.key'), '-out', file('tls.crt'));
-  const made = await run('openssl', request);
-  assert.equal(made.code, 0, made.stderr);
-  const all = settings(await services.authserver());
+  const all = await services.proxySettings({ host, port, admin, grace: GRACE });
   return { first: await services.start('proxy', admin, all), all };
 }
 

@@ -1,10 +1,19 @@
 //! Carries one channel between the client and the agent, both ways, in the channel's own task.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+use domain::credit::{self, FIRST_UP, UNIT};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client, server};
+use tokio::sync::Semaphore;
 
-use crate::queue::{Receiver, Sender};
+use crate::{
+    budget::Budget,
+    pace::Pace,
+    queue::{self, Receiver, Reserved, Sender},
+};
 
 /// How long the agent may take to use up what the client sent before it closed the channel.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -20,26 +29,83 @@ pub enum Ended {
     Lost,
 }
 
+/// What waits for the client in one channel.
+pub struct Outbound {
+    sender: Sender,
+    receiver: Receiver,
+    /// None with an agent that knows no credit.
+    pace: Option<Pace>,
+}
+
+impl Outbound {
+    pub fn new(budget: &Budget, paced: bool, terminal: bool) -> Self {
+        let (limit, most) = if terminal {
+            (queue::TERMINAL_LIMIT, crate::pace::MOST_TERMINAL)
+        } else {
+            (queue::LIMIT, crate::pace::MOST)
+        };
+        let pace = paced.then(|| Pace::new(budget.clone(), most, Instant::now()));
+        let reserved = pace.as_ref().map_or_else(Reserved::default, Pace::reserved);
+        let (sender, receiver) = queue::queue(budget.clone(), Some(limit), reserved);
+        Self { sender, receiver, pace }
+    }
+}
+
+/// What may still be sent to the agent on one channel.
+struct Credit(Option<Semaphore>);
+
+impl Credit {
+    /// Waits for what the message needs.
+    async fn spend(&self, message: &ChannelMsg) {
+        let bytes = length(message).min(FIRST_UP as usize);
+        if let Some(left) = &self.0
+            && let Ok(spent) = left.acquire_many(bytes as u32).await
+        {
+            spent.forget();
+        }
+    }
+
+    /// True for what is no credit.
+    fn receive(&self, message: &ChannelMsg) -> bool {
+        let ChannelMsg::XonXoff { client_can_do } = message else { return true };
+        if let Some(left) = &self.0
+            && *client_can_do
+            && left.available_permits() < FIRST_UP as usize
+        {
+            left.add_permits(UNIT as usize);
+        }
+        false
+    }
+}
+
+fn length(message: &ChannelMsg) -> usize {
+    match message {
+        ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => data.len(),
+        _ => 0,
+    }
+}
+
 /// The client's side of a channel.
 pub struct ToClient<'a> {
     pub write: &'a ChannelWriteHalf<server::Msg>,
     pub handle: &'a server::Handle,
 }
 
-/// Empties a channel into its queue until the channel is closed, and says how it ended. `seen` is
-/// shown each message first.
+/// Empties a channel into its queue until the channel is closed, and says how it ended. `keep` is
+/// shown each message first, and says whether it goes on.
 pub async fn fill(
     read: &mut ChannelReadHalf,
     queue: Sender,
-    mut seen: impl FnMut(&ChannelMsg),
+    mut keep: impl FnMut(&ChannelMsg) -> bool,
 ) -> Ended {
     while let Some(message) = read.wait().await {
         if matches!(message, ChannelMsg::Close) {
             return Ended::Closed;
         }
-        seen(&message);
-        // With nobody left to read them, messages are still taken off the connection.
-        let _ = queue.push(message).await;
+        if keep(&message) {
+            // With nobody left to read them, messages are still taken off the connection.
+            let _ = queue.push(message).await;
+        }
     }
     Ended::Lost
 }
@@ -66,11 +132,14 @@ pub async fn carry(
     mut from_client: Receiver,
     client: ToClient<'_>,
     agent: Channel<client::Msg>,
-    (sender, mut from_agent): (Sender, Receiver),
+    outbound: Outbound,
 ) -> Ended {
     let (mut read, write) = agent.split();
+    let Outbound { sender, receiver: mut from_agent, mut pace } = outbound;
+    let credit = Credit(pace.is_some().then(|| Semaphore::new(FIRST_UP as usize)));
     let up = async {
         while let Some(message) = from_client.pop().await {
+            credit.spend(&message).await;
             if to_agent(&write, message).await.is_err() {
                 // The connection is gone, and `down` says so.
                 return std::future::pending().await;
@@ -81,19 +150,25 @@ pub async fn carry(
         Ended::Closed
     };
     let mut finished = false;
-    let seen = |message: &ChannelMsg| {
+    let keep = |message: &ChannelMsg| {
         finished |=
             matches!(message, ChannelMsg::ExitStatus { .. } | ChannelMsg::ExitSignal { .. });
+        credit.receive(message)
     };
     let down = async {
         let drain = async {
             while let Some(message) = from_agent.pop().await {
+                let bytes = length(&message);
                 if to_client(&client, message).await.is_err() {
                     return;
                 }
+                let more = pace.as_mut().and_then(|pace| pace.taken(bytes, Instant::now()));
+                if let Some(more) = more {
+                    let _ = write.signal(Sig::Custom(credit::signal(more))).await;
+                }
             }
         };
-        tokio::join!(fill(&mut read, sender, seen), drain).0
+        tokio::join!(fill(&mut read, sender, keep), drain).0
     };
     let ended = tokio::select! {
         ended = down => ended,
@@ -112,6 +187,10 @@ async fn to_agent(
         ChannelMsg::Eof => write.eof().await,
         ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
             write.window_change(col_width, row_height, pix_width, pix_height).await
+        }
+        // What has our name for credit is nobody's signal.
+        ChannelMsg::Signal { signal: Sig::Custom(name) } if credit::given_by(&name).is_some() => {
+            Ok(())
         }
         ChannelMsg::Signal { signal } => write.signal(signal).await,
         _ => Ok(()),

@@ -86,8 +86,7 @@ impl Budget {
 
     /// Waits for room, unless `first`: each channel may always hold one message, so that all go on.
     pub async fn take(&self, bytes: usize, first: bool) -> Taken {
-        let mut taken =
-            Taken { permits: Default::default(), bytes: 0, unread: self.unread.clone() };
+        let mut taken = self.none();
         for (scope, place) in self.scopes.iter().zip(&mut taken.permits) {
             let cost = bytes.min(scope.size) as u32;
             let room = scope.room.clone();
@@ -100,8 +99,32 @@ impl Budget {
                 }
             };
         }
-        taken.bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        taken.unread.add(taken.bytes);
+        taken.count(bytes);
+        taken
+    }
+
+    fn none(&self) -> Taken {
+        Taken { permits: Default::default(), bytes: 0, unread: self.unread.clone() }
+    }
+}
+
+impl Budget {
+    /// Room at once, while a bound is not half used up.
+    pub fn reserve(&self, bytes: usize) -> Option<Taken> {
+        if self.is_tight() {
+            return None;
+        }
+        let taken = self.charge(bytes);
+        taken.permits.iter().all(Option::is_some).then_some(taken)
+    }
+
+    /// What is used whether there is room or not.
+    pub fn charge(&self, bytes: usize) -> Taken {
+        let mut taken = self.none();
+        for (scope, place) in self.scopes.iter().zip(&mut taken.permits) {
+            *place = scope.room.clone().try_acquire_many_owned(bytes.min(scope.size) as u32).ok();
+        }
+        taken.count(bytes);
         taken
     }
 }
@@ -114,6 +137,11 @@ pub struct Taken {
 }
 
 impl Taken {
+    fn count(&mut self, bytes: usize) {
+        self.bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.unread.add(self.bytes);
+    }
+
     pub fn merge(&mut self, mut other: Self) {
         for (mine, theirs) in self.permits.iter_mut().zip(&mut other.permits) {
             match (mine.as_mut(), theirs.take()) {

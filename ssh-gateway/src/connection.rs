@@ -60,7 +60,7 @@ fn config(gate: &Gate, host_keys: Vec<PrivateKey>) -> Config {
             ..Preferred::DEFAULT
         },
         max_auth_attempts: limits.attempts,
-        event_buffer_size: 64,
+        event_buffer_size: 8,
         window_size: windows::LARGE,
         // What waits is in our own queues, which are counted.
         channel_buffer_size: 4,

@@ -7,8 +7,7 @@ use runtime::audit::Outcome;
 use russh::{Channel, ChannelOpenFailure, client, server};
 
 use crate::{
-    bridge::{self, ToClient},
-    queue,
+    bridge::{self, Outbound, ToClient},
     refusal::Refusal,
     visit::{Forwarding, Visit},
 };
@@ -67,7 +66,7 @@ pub async fn local(
     visit.record("forwarded", Outcome::Allowed, None);
     let _present = visit.grant().ok().map(|grant| grant.begin(How::Ssh));
     reply.accept().await;
-    join(&visit, channel, target).await;
+    join(&visit, channel, target, agent.is_paced()).await;
     drop(agent);
     visit.tidy().await;
 }
@@ -103,6 +102,7 @@ pub async fn remote(
     target: Channel<client::Msg>,
     arrival: Arrival,
     reply: client::ChannelOpenHandle,
+    paced: bool,
 ) {
     let count =
         |outcome| visit.gate.metrics.channels.with_label_values(&["remote-forward", outcome]);
@@ -127,7 +127,7 @@ pub async fn remote(
         Ok((_place, channel)) => {
             count("opened").inc();
             reply.accept().await;
-            join(&visit, channel, target).await;
+            join(&visit, channel, target, paced).await;
         }
         Err(reason) => {
             count("failed").inc();
@@ -136,14 +136,19 @@ pub async fn remote(
     }
 }
 
-async fn join(visit: &Visit, channel: Channel<server::Msg>, target: Channel<client::Msg>) {
+async fn join(
+    visit: &Visit,
+    channel: Channel<server::Msg>,
+    target: Channel<client::Msg>,
+    paced: bool,
+) {
     let (mut read, write) = channel.split();
     let (sender, receiver) = visit.inbound(write.id());
-    let to_client = queue::queue(visit.down.clone(), Some(queue::LIMIT));
+    let outbound = Outbound::new(&visit.down, paced, false);
     let client = ToClient { write: &write, handle: &visit.handle };
     let work = bridge::beside(
-        bridge::fill(&mut read, sender, |_| ()),
-        bridge::carry(receiver, client, target, to_client),
+        bridge::fill(&mut read, sender, |_| true),
+        bridge::carry(receiver, client, target, outbound),
     );
     tokio::select! {
         _ = work => {}

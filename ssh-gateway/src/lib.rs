@@ -20,6 +20,7 @@ mod keys;
 mod limits;
 mod link;
 mod metrics;
+mod pace;
 pub mod queue;
 mod refusal;
 mod registered;

@@ -1,15 +1,22 @@
 //! Connections to the agent in the pod: opened when needed, with a pinned host key.
 //!
 //! A channel takes a connection that no other uses, up to a few of them, and shares one only beyond
-//! that: a download that the person has paused then fills its own connection and nobody else's.
+//! that. With an agent of an earlier version, which knows no credit ([`domain::credit`]), a download
+//! that the person has paused then fills its own connection and nobody else's.
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use domain::access::{Grant, Readiness};
+use domain::{
+    access::{Grant, Readiness},
+    credit,
+};
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use russh::{
     Channel, ChannelOpenFailure, Preferred, SshId, cipher,
@@ -59,6 +66,7 @@ pub struct Link {
 pub struct Agent {
     address: SocketAddr,
     handle: Handle<Events>,
+    paced: Arc<AtomicBool>,
     _cut: Cut,
 }
 
@@ -79,7 +87,7 @@ pub struct Opened {
 
 pub fn config() -> client::Config {
     client::Config {
-        client_id: SshId::Standard("SSH-2.0-Dormouse_Gateway".into()),
+        client_id: SshId::Standard(format!("SSH-2.0-Dormouse_Gateway {}", credit::OFFER).into()),
         // The only server is our own agent, and hardware makes AES the fastest.
         preferred: Preferred {
             key: vec![Algorithm::Ed25519].into(),
@@ -188,7 +196,8 @@ async fn dial(
     address: SocketAddr,
     host_key: PublicKey,
 ) -> Result<Arc<Agent>, DialError> {
-    let events = Events { host_key, visit: Arc::downgrade(visit) };
+    let paced = Arc::default();
+    let events = Events { host_key, visit: Arc::downgrade(visit), paced: Arc::clone(&paced) };
     let work = async {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -208,12 +217,17 @@ async fn dial(
         if !handle.authenticate_publickey("dormouse", key).await?.success() {
             return Err(DialError::Denied);
         }
-        Ok(Arc::new(Agent { address, handle, _cut: cut }))
+        Ok(Arc::new(Agent { address, handle, paced, _cut: cut }))
     };
     tokio::time::timeout(DIAL, work).await.unwrap_or(Err(DialError::Late))
 }
 
 impl Agent {
+    /// It gives credit, and waits for ours.
+    pub fn is_paced(&self) -> bool {
+        self.paced.load(Ordering::Acquire)
+    }
+
     /// Fails with the agent's own reason.
     pub async fn open_tcp(
         &self,
@@ -279,6 +293,7 @@ const PROHIBITED: ChannelOpenFailure = ChannelOpenFailure::AdministrativelyProhi
 pub struct Events {
     host_key: PublicKey,
     visit: Weak<Visit>,
+    paced: Arc<AtomicBool>,
 }
 
 impl client::Handler for Events {
@@ -293,6 +308,15 @@ impl client::Handler for Events {
             PublicKeyOrCertificate::PublicKey { key, .. }
                 if key.key_data() == self.host_key.key_data()
         ))
+    }
+
+    async fn auth_banner(
+        &mut self,
+        banner: &str,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.paced.store(banner == credit::OFFER, Ordering::Release);
+        Ok(())
     }
 
     async fn server_channel_open_forwarded_tcpip(
@@ -312,7 +336,8 @@ impl client::Handler for Events {
         let connected = (connected_address.to_owned(), connected_port);
         let originator = (originator_address.to_owned(), originator_port);
         let arrival = Arrival::Tcp { connected, originator };
-        tokio::spawn(forward::remote(visit, channel, arrival, reply));
+        let paced = self.paced.load(Ordering::Acquire);
+        tokio::spawn(forward::remote(visit, channel, arrival, reply, paced));
         Ok(())
     }
 
@@ -328,7 +353,8 @@ impl client::Handler for Events {
             return Ok(());
         };
         let arrival = Arrival::Unix { path: path.to_owned() };
-        tokio::spawn(forward::remote(visit, channel, arrival, reply));
+        let paced = self.paced.load(Ordering::Acquire);
+        tokio::spawn(forward::remote(visit, channel, arrival, reply, paced));
         Ok(())
     }
 

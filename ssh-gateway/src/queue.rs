@@ -37,7 +37,7 @@ const JOINED: usize = 4096;
 struct Item {
     message: ChannelMsg,
     cost: usize,
-    taken: Taken,
+    taken: Option<Taken>,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -59,6 +59,16 @@ impl Shared {
     }
 }
 
+/// How many bytes may wait in a queue without taking from its budget.
+#[derive(Clone, Default)]
+pub struct Reserved(Arc<AtomicUsize>);
+
+impl Reserved {
+    pub fn set(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Release);
+    }
+}
+
 /// How many bytes wait in a queue.
 #[derive(Clone, Default)]
 pub struct Backlog(Arc<AtomicUsize>);
@@ -76,6 +86,7 @@ impl Backlog {
 pub struct Sender {
     shared: Arc<Shared>,
     budget: Budget,
+    reserved: Reserved,
     room: Option<Arc<Semaphore>>,
 }
 
@@ -87,11 +98,11 @@ pub struct Receiver {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Closed;
 
-/// With a limit of its own, if any.
-pub fn queue(budget: Budget, limit: Option<usize>) -> (Sender, Receiver) {
+/// With a limit of its own, if any. What is reserved is in the budget already.
+pub fn queue(budget: Budget, limit: Option<usize>, reserved: Reserved) -> (Sender, Receiver) {
     let shared = Arc::new(Shared::default());
     let room = limit.map(|limit| Arc::new(Semaphore::new(limit)));
-    (Sender { shared: shared.clone(), budget, room }, Receiver { shared })
+    (Sender { shared: shared.clone(), budget, reserved, room }, Receiver { shared })
 }
 
 impl Sender {
@@ -138,15 +149,19 @@ impl Sender {
 impl Sender {
     /// Room within the budgets. A channel whose queue is empty, or becomes so meanwhile, waits for nobody
     /// else's reader.
-    async fn take(&self, cost: usize) -> Taken {
+    async fn take(&self, cost: usize) -> Option<Taken> {
+        let reserved = self.reserved.0.load(Ordering::Acquire);
+        if self.shared.backlog.bytes() + cost <= reserved {
+            return None;
+        }
         while self.shared.backlog.bytes() > 0 {
             tokio::select! {
                 biased;
-                taken = self.budget.take(cost, false) => return taken,
+                taken = self.budget.take(cost, false) => return Some(taken),
                 () = self.shared.drained.notified() => {}
             }
         }
-        self.budget.take(cost, true).await
+        Some(self.budget.take(cost, true).await)
     }
 }
 
@@ -162,7 +177,11 @@ fn put(items: &mut VecDeque<Item>, item: Item) {
         joined.extend_from_slice(tiny);
         *data = joined.freeze();
         *cost += item.cost;
-        taken.merge(item.taken);
+        match (taken.as_mut(), item.taken) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs),
+            (None, theirs) => *taken = theirs,
+            (Some(_), None) => {}
+        }
         match (_room.as_mut(), item._room) {
             (Some(mine), Some(theirs)) => mine.merge(theirs),
             (None, theirs) => *_room = theirs,
@@ -222,7 +241,7 @@ mod tests {
 
     fn limited() -> (Sender, Receiver) {
         let [_, down] = budget(1 << 30, 1 << 30, 1 << 30).connection("alice");
-        queue(down, Some(LIMIT))
+        queue(down, Some(LIMIT), Reserved::default())
     }
 
     #[tokio::test]
@@ -246,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_writer_learns_that_the_reader_is_gone() {
         let [up, _] = budget(64 << 10, 1 << 20, 1 << 20).connection("alice");
-        let (sender, receiver) = queue(up, None);
+        let (sender, receiver) = queue(up, None, Reserved::default());
         sender.push(data(32 << 10)).await.unwrap();
         let waiting = sender.push(data(1 << 10));
         drop(receiver);
@@ -259,7 +278,7 @@ mod tests {
         let [_, others] = budgets.connection("alice");
         let _unread = others.take(32 << 10, true).await;
         let [_, down] = budgets.connection("alice");
-        let (sender, mut receiver) = queue(down, None);
+        let (sender, mut receiver) = queue(down, None, Reserved::default());
         sender.push(data(1 << 10)).await.unwrap();
         let mut second = std::pin::pin!(sender.push(data(1 << 10)));
         assert!(second.as_mut().now_or_never().is_none(), "one message at a time");
@@ -270,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn tiny_data_is_joined_and_costs_what_it_is() {
         let [up, _] = budget(1 << 20, 1 << 20, 1 << 20).connection("alice");
-        let (sender, mut receiver) = queue(up, None);
+        let (sender, mut receiver) = queue(up, None, Reserved::default());
         for _ in 0..1000 {
             sender.push(data(2)).await.unwrap();
         }

@@ -11,9 +11,8 @@ use runtime::audit::Outcome;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, client, server};
 
 use crate::{
-    bridge::{self, Ended, ToClient},
+    bridge::{self, Ended, Outbound, ToClient},
     link::Opened,
-    queue,
     refusal::{Refusal, Shown},
     visit::{Ends, Visit},
     wake::Teller,
@@ -177,8 +176,11 @@ async fn serve(
     guard.person(start.doing(), Timestamp::now());
     visit.record("opened", Outcome::Allowed, Some(start.doing()));
     let (sender, receiver) = visit.inbound(teller.write.id());
-    let limit = if setup.terminal.is_some() { queue::TERMINAL_LIMIT } else { queue::LIMIT };
-    let fill = bridge::fill(read, sender, |message| note(&guard, start, message));
+    let terminal = setup.terminal.is_some();
+    let fill = bridge::fill(read, sender, |message| {
+        note(&guard, start, message);
+        true
+    });
     let work = async {
         let Opened { channel, agent } = visit.open_session(Some(teller)).await?;
         let name = grant.workload().name.clone();
@@ -186,8 +188,8 @@ async fn serve(
             .await
             .map_err(|_| Refusal::Disconnected(name.clone()))?;
         let client = ToClient { write: teller.write, handle: &visit.handle };
-        let to_client = queue::queue(visit.down.clone(), Some(limit));
-        let ended = bridge::carry(receiver, client, channel, to_client).await;
+        let outbound = Outbound::new(&visit.down, agent.is_paced(), terminal);
+        let ended = bridge::carry(receiver, client, channel, outbound).await;
         drop(agent);
         match ended {
             Ended::Finished => Ok(()),

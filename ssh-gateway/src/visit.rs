@@ -141,7 +141,7 @@ impl Visit {
 
     /// A queue for what comes from the client on that channel.
     pub fn inbound(&self, channel: ChannelId) -> (queue::Sender, queue::Receiver) {
-        let (sender, receiver) = queue::queue(self.up.clone(), None);
+        let (sender, receiver) = queue::queue(self.up.clone(), None, queue::Reserved::default());
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, backlog| !backlog.is_gone());
         unread.insert(channel, sender.backlog());

@@ -158,3 +158,15 @@ proptest! {
         prop_assert_eq!(found.len(), count);
     }
 }
+
+proptest! {
+    #[test]
+    fn packets_are_the_same_in_whatever_parts_they_come(mut bytes in vec(any::<u8>(), 0..600)) {
+        // Lengths that are mostly possible.
+        for place in (0..bytes.len()).step_by(40) {
+            let end = bytes.len().min(place + 3);
+            bytes[place..end].fill(0);
+        }
+        read_apart(&bytes);
+    }
+}

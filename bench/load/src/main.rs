@@ -2,6 +2,7 @@
 //! WebSockets and read streams. Figures go to standard output as one line of JSON.
 
 mod client;
+mod flood;
 mod frame;
 mod mixed;
 mod stream;
@@ -44,6 +45,33 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         connections: usize,
     },
+    /// Write without an end to whoever connects
+    Flood {
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: SocketAddr,
+        /// Begin when there are so many connections
+        #[arg(long, default_value_t = 1)]
+        after: usize,
+    },
+    /// Forward connections to a workload's port over SSH, read none of them, print a line, and hold
+    /// them until standard input ends; the token is in DORMOUSE_TOKEN
+    Unread {
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        ssh: SocketAddr,
+        /// The SSH user name
+        #[arg(long, default_value = "lab")]
+        user: String,
+        /// Of the workload
+        #[arg(long)]
+        port: u32,
+        #[arg(long, default_value_t = 80)]
+        connections: usize,
+        /// Of each connection
+        #[arg(long, default_value_t = 125)]
+        channels: usize,
+        #[arg(long, env = "DORMOUSE_TOKEN", hide = true)]
+        token: String,
+    },
     /// Send requests of every kind at a steady rate; print figures again and again
     Mixed {
         #[command(flatten)]
@@ -84,6 +112,11 @@ async fn main() -> anyhow::Result<()> {
             websockets::echo(target, connections, seconds).await
         }
         Command::Idle { target, connections } => websockets::idle(target, connections).await,
+        Command::Flood { listen, after } => flood::serve(listen, after).await,
+        Command::Unread { ssh, user, port, connections, channels, token } => {
+            let unread = flood::Unread { address: ssh, user, token, port, connections, channels };
+            unread.hold().await
+        }
         Command::Mixed { target, connections, rate, seconds, every, tokens } => {
             mixed::run(target, mixed::Plan { connections, rate, seconds, every, tokens }).await
         }

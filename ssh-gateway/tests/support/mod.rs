@@ -49,6 +49,7 @@ pub struct World {
     pub wishes: mpsc::Receiver<WakeRequest>,
     pub shutdown: CancellationToken,
     pub revocations: runtime::revocations::Revocations,
+    pub registry: prometheus::Registry,
     audit: runtime::audit::Audit,
 }
 
@@ -120,7 +121,7 @@ impl World {
             http,
             listener,
         };
-        let audit = ctx.audit.clone();
+        let (audit, registry) = (ctx.audit.clone(), ctx.registry.clone());
         tokio::spawn(ssh_gateway::serve(config, inputs, ctx));
         let agent_stop = CancellationToken::new();
         let client = PublicKey::from_openssh(&keys.client).unwrap();
@@ -128,6 +129,7 @@ impl World {
         let world = Self {
             revocations,
             audit,
+            registry,
             home,
             port,
             host_key: keys.host,
@@ -155,6 +157,13 @@ impl World {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The sum of a metric's values.
+    pub fn metric(&self, name: &str) -> i64 {
+        let families = self.registry.gather();
+        let metrics = families.iter().filter(|f| f.name() == name).flat_map(|f| f.get_metric());
+        metrics.map(|m| m.get_gauge().get_value() + m.get_counter().get_value()).sum::<f64>() as i64
     }
 
     pub fn audit(&self) -> String {
