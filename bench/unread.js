@@ -34,10 +34,10 @@ const [connections, channels] = [Number(values.connections), Number(values.chann
 const [dormouse, load] = ['dormouse', 'dormouse-load'].map((name) => path.resolve(values.target, name));
 for (const program of [dormouse, load]) if (!existsSync(program)) throw new Error(`${program} is not there\n\n${usage}`);
 
-const PORT = 9099;
 const run = promisify(execFile);
 const folder = mkdtempSync(path.join(os.tmpdir(), 'unread-'));
 const file = (name) => path.join(folder, name);
+const socket = file('flood');
 const children = [];
 
 function start(program, args, options) {
@@ -83,10 +83,10 @@ try {
     await run('ssh', [...ssh, 'echo here'], { env, timeout: 60_000 });
     return ((performance.now() - began) / 1000).toFixed(2);
   };
-  const flood = start('ssh', [...ssh, `exec ${load} flood --listen "$POD_IP:${PORT}" --after ${connections * channels}`], { env });
+  const flood = start('ssh', [...ssh, `exec ${load} flood --socket ${socket} --after ${connections * channels}`], { env });
   await flood.line;
   const [before, quiet] = [await settled(() => mebibytes(dev.child.pid)), await neighbour()];
-  const unread = start(load, ['unread', '--ssh', `127.0.0.1:${ready.ssh.port}`, '--port', String(PORT), '--connections', String(connections), '--channels', String(channels)], { env });
+  const unread = start(load, ['unread', '--ssh', `127.0.0.1:${ready.ssh.port}`, '--socket', socket, '--connections', String(connections), '--channels', String(channels)], { env });
   await unread.line;
   const after = await settled(() => mebibytes(dev.child.pid));
   const beside = await neighbour();

@@ -1,7 +1,7 @@
 //! Connections to the agent in the pod: opened when needed, with a pinned host key.
 //!
-//! A channel takes a connection that no other uses, up to a few of them, and shares one only beyond
-//! that. With an agent of an earlier version, which knows no credit ([`domain::credit`]), a download
+//! All channels of one client connection share one. With an agent of an earlier version, which knows
+//! no credit ([`domain::credit`]), each takes one that no other uses, up to a few of them: a download
 //! that the person has paused then fills its own connection and nobody else's.
 
 use std::{
@@ -36,7 +36,7 @@ use crate::{
     wake::{Teller, ready},
 };
 
-/// Most connections to one agent on behalf of one client connection.
+/// Most connections to one agent on behalf of one client connection, where the agent knows no credit.
 const CONNECTIONS_MAX: usize = 8;
 
 /// Connections without a channel that are kept for the next one.
@@ -123,7 +123,9 @@ impl Visit {
             if let Some(agent) = agents.iter().find(idle) {
                 return Ok(agent.clone());
             }
-            if agents.len() >= CONNECTIONS_MAX
+            let most =
+                if agents.iter().any(|agent| agent.is_paced()) { 1 } else { CONNECTIONS_MAX };
+            if agents.len() >= most
                 && let Some(agent) = agents.iter().min_by_key(|agent| Arc::strong_count(agent))
             {
                 return Ok(agent.clone());

@@ -1,6 +1,6 @@
 //! A server that says much to whoever connects, and SSH connections whose channels nobody reads.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -11,18 +11,18 @@ use russh::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{UnixListener, UnixStream},
     sync::watch,
     time::timeout,
 };
 
 /// Connections that are opened at a time.
 const AT_ONCE: usize = 4;
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 
 /// Writes without an end on each connection, once there are `after` of them.
-pub async fn serve(listen: SocketAddr, after: usize) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).await?;
+pub async fn serve(socket: &Path, after: usize) -> anyhow::Result<()> {
+    let listener = UnixListener::bind(socket)?;
     println!("ready");
     let (count, there) = watch::channel(0usize);
     loop {
@@ -33,7 +33,7 @@ pub async fn serve(listen: SocketAddr, after: usize) -> anyhow::Result<()> {
 }
 
 async fn flood(
-    mut stream: TcpStream,
+    mut stream: UnixStream,
     mut there: watch::Receiver<usize>,
     after: usize,
 ) -> anyhow::Result<()> {
@@ -59,12 +59,12 @@ struct Connection {
     _channels: Vec<Channel<Msg>>,
 }
 
-/// Forwarded connections to a port of the workload, none of which is ever read.
+/// Forwarded connections to a Unix socket in the workload, none of which is ever read.
 pub struct Unread {
     pub address: SocketAddr,
     pub user: String,
     pub token: String,
-    pub port: u32,
+    pub socket: String,
     pub connections: usize,
     pub channels: usize,
 }
@@ -94,7 +94,7 @@ impl Unread {
         ensure!(signed_in, "{} cannot sign in with that token", self.user);
         let mut channels = Vec::new();
         for _ in 0..self.channels {
-            let channel = handle.channel_open_direct_tcpip("localhost", self.port, "127.0.0.1", 1);
+            let channel = handle.channel_open_direct_streamlocal(&self.socket);
             channels.push(channel.await.context("a channel is refused")?);
         }
         Ok(Connection { _handle: handle, _channels: channels })

@@ -47,13 +47,14 @@ enum Command {
     },
     /// Write without an end to whoever connects
     Flood {
-        #[arg(long, value_name = "ADDRESS:PORT")]
-        listen: SocketAddr,
+        /// The Unix socket to listen on
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
         /// Begin when there are so many connections
         #[arg(long, default_value_t = 1)]
         after: usize,
     },
-    /// Forward connections to a workload's port over SSH, read none of them, print a line, and hold
+    /// Forward connections to a workload's Unix socket over SSH, read none of them, print a line, and hold
     /// them until standard input ends; the token is in DORMOUSE_TOKEN
     Unread {
         #[arg(long, value_name = "ADDRESS:PORT")]
@@ -61,9 +62,9 @@ enum Command {
         /// The SSH user name
         #[arg(long, default_value = "lab")]
         user: String,
-        /// Of the workload
-        #[arg(long)]
-        port: u32,
+        /// In the workload
+        #[arg(long, value_name = "PATH")]
+        socket: String,
         #[arg(long, default_value_t = 80)]
         connections: usize,
         /// Of each connection
@@ -112,9 +113,9 @@ async fn main() -> anyhow::Result<()> {
             websockets::echo(target, connections, seconds).await
         }
         Command::Idle { target, connections } => websockets::idle(target, connections).await,
-        Command::Flood { listen, after } => flood::serve(listen, after).await,
-        Command::Unread { ssh, user, port, connections, channels, token } => {
-            let unread = flood::Unread { address: ssh, user, token, port, connections, channels };
+        Command::Flood { socket, after } => flood::serve(&socket, after).await,
+        Command::Unread { ssh, user, socket, connections, channels, token } => {
+            let unread = flood::Unread { address: ssh, user, token, socket, connections, channels };
             unread.hold().await
         }
         Command::Mixed { target, connections, rate, seconds, every, tokens } => {
