@@ -2,6 +2,7 @@
 //! controller as "what changed since this cursor".
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
@@ -38,7 +39,7 @@ pub struct Evidence {
 struct Detail {
     who: UserName,
     how: How,
-    what: &'static str,
+    what: Cow<'static, str>,
 }
 
 /// One workload's activity. Shared by every snapshot of the route table.
@@ -52,6 +53,8 @@ pub struct Cell {
     open: AtomicU32,
     /// A person's requests that are being answered: while one is, the workload is in use.
     working: AtomicU32,
+    /// The same in the process that this one has taken over from.
+    working_before: AtomicU32,
     /// Already in the queue of changes.
     queued: AtomicBool,
     changes: Arc<Queue>,
@@ -68,7 +71,7 @@ impl Cell {
         }
     }
 
-    fn record(self: &Arc<Self>, who: &UserName, how: How, what: &'static str, now: Timestamp) {
+    fn record(self: &Arc<Self>, who: &UserName, how: How, what: Cow<'static, str>, now: Timestamp) {
         let same = self
             .detail
             .load()
@@ -86,6 +89,17 @@ impl Cell {
         self.mark_changed();
     }
 
+    fn working(&self) -> u32 {
+        let before = self.working_before.load(Ordering::Acquire);
+        self.working.load(Ordering::Acquire).saturating_add(before)
+    }
+
+    fn works_before(self: &Arc<Self>, working: u32) {
+        if self.working_before.swap(working, Ordering::AcqRel) != working {
+            self.mark_changed();
+        }
+    }
+
     fn snapshot(&self) -> Change {
         let last = self.last.load(Ordering::Acquire);
         let evidence = self.detail.load().as_deref().and_then(|detail| {
@@ -93,14 +107,14 @@ impl Cell {
                 at: Timestamp::from_millisecond(last).ok()?,
                 who: detail.who.clone(),
                 how: detail.how,
-                what: detail.what.to_owned(),
+                what: detail.what.clone().into_owned(),
             })
         });
         Change {
             workload: self.workload.clone(),
             last: evidence,
             open: self.open.load(Ordering::Acquire),
-            working: self.working.load(Ordering::Acquire),
+            working: self.working(),
         }
     }
 }
@@ -122,7 +136,7 @@ impl Guard {
 
     /// A person did something just now.
     pub fn person(&self, what: &'static str, now: Timestamp) {
-        self.cell.record(&self.who, self.how, what, now);
+        self.cell.record(&self.who, self.how, Cow::Borrowed(what), now);
     }
 
     /// A person did something that goes on until the guard is dropped, such as a request that is
@@ -195,6 +209,7 @@ impl Tracker {
             detail: ArcSwapOption::empty(),
             open: AtomicU32::new(0),
             working: AtomicU32::new(0),
+            working_before: AtomicU32::new(0),
             queued: AtomicBool::new(false),
             changes: self.changes.clone(),
         });
@@ -220,6 +235,24 @@ impl Tracker {
         cursor_of.retain(|workload, _| keep(workload));
     }
 
+    /// Takes over what another process says, whose work this one has taken over. What is older than
+    /// what is known here changes nothing, and a workload that is not known here is passed over.
+    pub fn hear(&self, change: Change) {
+        let Some(cell) = self.cells.lock().get(&change.workload).cloned() else { return };
+        cell.works_before(change.working);
+        if let Some(Evidence { at, who, how, what }) = change.last
+            && at.as_millisecond() > cell.last.load(Ordering::Acquire)
+        {
+            cell.record(&who, how, Cow::Owned(what), at);
+        }
+    }
+
+    /// The process that this one has taken over from is gone, and nothing is under way there.
+    pub fn heard_all(&self) {
+        let cells: Vec<_> = self.cells.lock().values().cloned().collect();
+        cells.iter().for_each(|cell| cell.works_before(0));
+    }
+
     /// Costs as much as there were changes, however many workloads sleep. Cursor 0 asks for all.
     pub fn changes(&self, since: u64) -> Changes {
         let mut log = self.log.lock();
@@ -237,7 +270,7 @@ impl Tracker {
             if let Some(old) = log.cursor_of.insert(cell.workload.clone(), cursor) {
                 log.by_cursor.remove(&old);
             }
-            if cell.working.load(Ordering::Acquire) > 0 {
+            if cell.working() > 0 {
                 still_working.push(cell.clone());
             }
             log.by_cursor.insert(cursor, cell);
@@ -314,6 +347,31 @@ mod tests {
         let third = tracker.changes(second.cursor);
         assert_eq!((third.changes[0].working, third.changes[0].open), (0, 0));
         assert_eq!(tracker.changes(third.cursor).changes, []);
+    }
+
+    #[test]
+    fn what_a_process_before_says_is_known_and_ends_with_it() {
+        let (before, after) = (Tracker::new(), Tracker::new());
+        let mut open = guard(&before);
+        after.cell(&lab());
+        let hand_on =
+            || before.changes(0).changes.into_iter().for_each(|change| after.hear(change));
+        open.person_until_dropped("typed in a shell", at(100));
+        hand_on();
+        let first = after.changes(0);
+        let last = first.changes[0].last.as_ref().unwrap();
+        assert_eq!((last.at, last.what.as_str()), (at(100), "typed in a shell"));
+        assert_eq!(first.changes[0].working, 1);
+        guard(&after).person("run a cell", at(200));
+        hand_on();
+        let second = after.changes(first.cursor).changes;
+        assert_eq!(second[0].last.as_ref().unwrap().what, "run a cell", "what is older is known");
+        after.heard_all();
+        assert_eq!(after.changes(0).changes[0].working, 0);
+        let mut other = before.changes(0).changes.remove(0);
+        other.workload.name = "gone".parse().unwrap();
+        after.hear(other);
+        assert_eq!(after.changes(0).changes.len(), 1, "what is not known here");
     }
 
     #[test]

@@ -50,6 +50,13 @@ drain = "${DRAIN}ms"
   );
 }
 
+/** When somebody last did something in the workspace, as the process that serves the admin port knows. */
+async function lastDoing() {
+  const { changes } = await (await fetch(`http://127.0.0.1:${admin}/activity?since=0`)).json();
+  const lab = changes.find(({ workload }) => workload.name === 'lab');
+  return Date.parse(lab?.last?.at ?? 0);
+}
+
 /** A session that says what it is told. */
 class Session {
   constructor() {
@@ -105,7 +112,9 @@ test('attack_26: an upgrade of the SSH gateway ends no session and refuses none'
     const open = new Session();
     await open.echoes(`before-${upgrade}`);
     const next = await services.handOver('ssh-gateway', pid);
+    const typed = Date.now();
     await open.echoes(`behind-${upgrade}`);
+    await until('the new process to know what is typed in a session of the old one', async () => (await lastDoing()) >= typed);
     assert.equal(isRunning(pid), true, 'the old process goes on for what is open');
     assert.equal((await open.end()).code, 0);
     // With nothing left to do it waits for no time to pass.

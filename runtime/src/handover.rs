@@ -5,7 +5,8 @@
 //! accepting, and drains as it does on SIGTERM. A new process that fails, or does not become ready in
 //! time, changes nothing: the old one goes on and says why.
 //!
-//! Both share one queue of connections in the kernel, so that none is lost in between.
+//! Both share one queue of connections in the kernel, so that none is lost in between. A stream from the
+//! old process to the new one carries what is done in sessions that go on ([`crate::activity`]).
 
 use std::{
     ffi::OsString,
@@ -29,15 +30,16 @@ use nix::{
 use parking_lot::Mutex;
 use tokio::{
     io::AsyncReadExt,
-    net::TcpListener,
+    net::{TcpListener, UnixStream},
     signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 
-/// Names what is inherited: `parent=PID ready=FD NAME=FD ...`.
+/// Names what is inherited: `parent=PID ready=FD news=FD NAME=FD ...`.
 const VARIABLE: &str = "DORMOUSE_INHERITED";
 const READY: &[u8] = b"ready\n";
 /// How long a new process has until it is ready.
@@ -69,7 +71,12 @@ struct Sockets {
     inherited: Mutex<Vec<(String, OwnedFd)>>,
     /// Where readiness is to be said; `None` unless this process takes over from another.
     ready: Mutex<Option<OwnedFd>>,
+    /// From the process that is being taken over from.
+    news: Mutex<Option<OwnedFd>>,
+    /// To the one that has taken over.
+    successor: Mutex<Option<UnixStream>>,
     takes_over: bool,
+    handed_over: Notify,
     /// What is to be handed on. Emptied when accepting ends, so that the port is free by then.
     kept: Mutex<Vec<(&'static str, OwnedFd)>>,
 }
@@ -86,14 +93,17 @@ fn program() -> io::Result<PathBuf> {
 /// Takes what was inherited, and hands it on at SIGQUIT. Call once, before [`listen`].
 pub fn begin(shutdown: CancellationToken) -> io::Result<()> {
     let value = std::env::var(VARIABLE).unwrap_or_default();
-    let (inherited, ready) = inherit(&value, getppid().as_raw());
+    let Inherited { listeners, ready, news } = inherit(&value, getppid().as_raw());
     let takes_over = ready.is_some();
     let sockets = Sockets {
         program: program()?,
         arguments: std::env::args_os().skip(1).collect(),
-        inherited: Mutex::new(inherited),
+        inherited: Mutex::new(listeners),
         ready: Mutex::new(ready),
+        news: Mutex::new(news),
+        successor: Mutex::default(),
         takes_over,
+        handed_over: Notify::new(),
         kept: Mutex::default(),
     };
     if SOCKETS.set(sockets).is_err() {
@@ -108,6 +118,7 @@ pub fn begin(shutdown: CancellationToken) -> io::Result<()> {
             () = shutdown.cancelled() => {}
             () = sockets.hand_over_when_asked(&mut quit) => {
                 REPLACED.store(true, Ordering::Release);
+                sockets.handed_over.notify_one();
                 shutdown.cancel();
             }
         }
@@ -152,8 +163,34 @@ pub async fn until_well(health: &Health) {
 /// Waits until a successor has taken over; after a shutdown without one, for ever.
 pub async fn replaced(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
-    if !REPLACED.load(Ordering::Acquire) {
+    if !is_replaced() {
         std::future::pending().await
+    }
+}
+
+/// A successor has taken over.
+pub fn is_replaced() -> bool {
+    REPLACED.load(Ordering::Acquire)
+}
+
+/// What the process says that is being taken over from; once, and `None` when there is none.
+pub fn predecessor() -> Option<UnixStream> {
+    let news = SOCKETS.get()?.news.lock().take()?;
+    let stream = std::os::unix::net::UnixStream::from(news);
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()
+}
+
+/// Where a successor is told, once one has taken over.
+pub async fn successor() -> UnixStream {
+    let Some(sockets) = SOCKETS.get() else { return std::future::pending().await };
+    loop {
+        if is_replaced()
+            && let Some(stream) = sockets.successor.lock().take()
+        {
+            return stream;
+        }
+        sockets.handed_over.notified().await;
     }
 }
 
@@ -210,9 +247,11 @@ impl Sockets {
     /// Starts the program and waits until it is ready. Returns its process number.
     async fn hand_over(&self) -> Result<u32, HandoverError> {
         let (said, tell) = io::pipe().map_err(HandoverError::Start)?;
+        let (ours, news) = UnixStream::pair().map_err(HandoverError::Start)?;
         let mut successor = {
             // Copies that a new program keeps: this process starts no other one meanwhile.
-            let mut passed = vec![("ready", dup(&tell).map_err(errno)?)];
+            let mut passed =
+                vec![("ready", dup(&tell).map_err(errno)?), ("news", dup(&news).map_err(errno)?)];
             for (name, socket) in self.kept.lock().iter() {
                 passed.push((name, dup(socket).map_err(errno)?));
             }
@@ -223,14 +262,17 @@ impl Sockets {
             Successor(Some(command.spawn().map_err(HandoverError::Start)?))
         };
         // So that the end of the new process is the end of the pipe.
-        drop(tell);
+        drop((tell, news));
         let answer = async {
             let mut said = tokio::net::unix::pipe::Receiver::from_owned_fd(said.into())?;
             let mut text = [0; READY.len()];
             said.read_exact(&mut text).await.map(|_| text == READY)
         };
         let failed = match timeout(PATIENCE, answer).await {
-            Ok(Ok(true)) => return Ok(successor.0.take().map_or(0, |child| child.id())),
+            Ok(Ok(true)) => {
+                *self.successor.lock() = Some(ours);
+                return Ok(successor.0.take().map_or(0, |child| child.id()));
+            }
             Ok(_) => None,
             Err(_) => Some(HandoverError::Slow),
         };
@@ -247,15 +289,24 @@ fn errno(errno: nix::errno::Errno) -> HandoverError {
     HandoverError::Start(errno.into())
 }
 
-/// What a parent has passed on: listeners by name, and where to say that we are ready. Numbers that
-/// are no such thing are left alone.
-fn inherit(value: &str, parent: i32) -> (Vec<(String, OwnedFd)>, Option<OwnedFd>) {
+/// What a parent has passed on.
+#[derive(Default)]
+struct Inherited {
+    /// By name.
+    listeners: Vec<(String, OwnedFd)>,
+    /// Where to say that we are ready.
+    ready: Option<OwnedFd>,
+    news: Option<OwnedFd>,
+}
+
+/// Numbers that are no such thing are left alone.
+fn inherit(value: &str, parent: i32) -> Inherited {
     let pairs: Vec<_> = value.split(' ').filter_map(|pair| pair.split_once('=')).collect();
     // Else the variable came by way of somebody who did not pass the sockets.
     let ours = |(name, number): &(&str, &str)| *name == "parent" && *number == parent.to_string();
-    let (mut listeners, mut ready) = (Vec::new(), None);
+    let mut taken = Inherited::default();
     if !pairs.iter().any(ours) {
-        return (listeners, ready);
+        return taken;
     }
     for (name, number) in pairs {
         let Some(number) = number.parse().ok().filter(|&number: &RawFd| number > 2) else {
@@ -263,15 +314,16 @@ fn inherit(value: &str, parent: i32) -> (Vec<(String, OwnedFd)>, Option<OwnedFd>
         };
         match name {
             "parent" => {}
-            "ready" => ready = adopt(number),
+            "ready" => taken.ready = adopt(number),
+            "news" => taken.news = adopt(number),
             _ => {
                 let socket = adopt(number);
                 let socket = socket.filter(|s| getsockopt(s, AcceptConn).unwrap_or(false));
-                listeners.extend(socket.map(|socket| (name.to_owned(), socket)));
+                taken.listeners.extend(socket.map(|socket| (name.to_owned(), socket)));
             }
         }
     }
-    (listeners, ready)
+    taken
 }
 
 /// Takes over a descriptor, which children of ours shall not have.
@@ -330,13 +382,13 @@ mod tests {
             raw(&listener),
             raw(&file)
         );
-        let (none, ready) = inherit(&value, 8);
-        assert!(none.is_empty() && ready.is_none());
-        let (taken, ready) = inherit(&value, 7);
-        assert!(ready.is_some());
-        let names: Vec<_> = taken.iter().map(|(name, _)| name.as_str()).collect();
+        let none = inherit(&value, 8);
+        assert!(none.listeners.is_empty() && none.ready.is_none());
+        let taken = inherit(&value, 7);
+        assert!(taken.ready.is_some());
+        let names: Vec<_> = taken.listeners.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["listen"], "a file is no listener");
-        let same = std::net::TcpListener::from(taken.into_iter().next().unwrap().1);
+        let same = std::net::TcpListener::from(taken.listeners.into_iter().next().unwrap().1);
         assert_eq!(same.local_addr().unwrap(), listener.local_addr().unwrap());
         let flags = fcntl(&same, FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags & FdFlag::FD_CLOEXEC.bits(), FdFlag::FD_CLOEXEC.bits());
@@ -349,7 +401,10 @@ mod tests {
             arguments: arguments.iter().map(Into::into).collect(),
             inherited: Mutex::default(),
             ready: Mutex::default(),
+            news: Mutex::default(),
+            successor: Mutex::default(),
             takes_over: false,
+            handed_over: Notify::new(),
             kept: Mutex::new(vec![("listen", listener.into())]),
         }
     }

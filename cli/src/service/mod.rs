@@ -30,6 +30,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use runtime::{
+    activity::Relay,
     admin,
     audit::Audit,
     handover,
@@ -182,6 +183,8 @@ pub struct Gateway {
     pub wake: mpsc::Sender<WakeRequest>,
     /// To be mounted on the admin port.
     pub activity: Router,
+    /// To be ended when nothing is served any more.
+    pub relay: Relay,
 }
 
 /// Watches routes, carries wakes, and answers for activity.
@@ -198,9 +201,9 @@ pub fn gateway(client: Client, base_domain: &str, watches: Watches, ctx: &Contex
     let (wake, requests) = mpsc::channel(WAKES);
     tokio::spawn(cluster::wake::run(client, requests, ctx.shutdown.clone()));
     let name = uuid::Uuid::new_v4().to_string();
-    let activity = runtime::activity::router(name, Timestamp::now(), tracker);
+    let activity = runtime::activity::router(name, Timestamp::now(), tracker.clone());
     watch_health(routes.clone(), ctx);
-    Gateway { routes, wake, activity }
+    Gateway { routes, wake, activity, relay: Relay::start(tracker) }
 }
 
 /// Not ready until the first whole route table.

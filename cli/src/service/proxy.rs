@@ -137,9 +137,12 @@ impl Parts {
             plain: self.plain,
         };
         let serving = proxy::serve(self.config, inputs, ctx.clone());
+        let relay = gateway.relay;
         let serving = async move {
             let _until_served = until_served;
-            serving.await
+            let served = serving.await;
+            relay.end().await;
+            served
         };
         Ok((serving, gateway.activity.merge(shown)))
     }

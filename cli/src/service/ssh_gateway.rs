@@ -82,7 +82,7 @@ impl Parts {
             http,
             listener: self.listener,
         };
-        let ctx = ctx.clone();
+        let (ctx, relay) = (ctx.clone(), gateway.relay);
         let serving = async move {
             let _until_served = until_served;
             // Who hands over to us serves until then.
@@ -90,7 +90,9 @@ impl Parts {
                 () = handover::until_well(&ctx.health) => {}
                 () = ctx.shutdown.cancelled() => {}
             }
-            ssh_gateway::serve(self.config, inputs, ctx).await
+            let served = ssh_gateway::serve(self.config, inputs, ctx).await;
+            relay.end().await;
+            served
         };
         Ok((serving, gateway.activity))
     }
