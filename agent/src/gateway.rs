@@ -28,13 +28,15 @@ impl Gateway {
 
     /// Gives credit for what was taken from a channel's queue, without an end.
     pub async fn give(&self, channel: ChannelId, popped: Popped) {
-        while self.paced {
+        if !self.paced {
+            return std::future::pending().await;
+        }
+        loop {
             popped.bytes(UNIT).await;
             if self.handle.xon_xoff_request(channel, true).await.is_err() {
-                break;
+                return std::future::pending().await;
             }
         }
-        std::future::pending().await
     }
 }
 
