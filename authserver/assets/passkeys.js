@@ -1,4 +1,4 @@
-// Passkeys on the sign-in and account pages. Without this script both still work by password.
+// Passkeys on the sign-in and account pages. Without this script they still work by password.
 (() => {
   'use strict';
 
@@ -109,5 +109,6 @@
   });
   form.hidden = false;
   // Not right after one was refused: a browser with a single passkey may answer by itself, for ever.
-  if (!adds && location.pathname !== '/sign-in/passkey') offer().catch(() => {});
+  const signs = form.dataset.does === 'sign-in';
+  if (signs && location.pathname !== '/sign-in/passkey') offer().catch(() => {});
 })();

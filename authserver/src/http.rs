@@ -20,6 +20,7 @@ pub mod parsers;
 mod passkeys;
 mod push;
 mod revocations;
+mod second_proof;
 mod sign_in;
 mod sign_out;
 mod ssh_certificates;
@@ -77,6 +78,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sign-in/from/{provider}", get(upstream::finish))
         .route(account::ACCOUNT, get(account::show))
         .route("/account/confirm", get(account::confirm))
+        .route("/account/confirm/password", get(account::back).post(second_proof::by_password))
+        .route("/account/confirm/passkey", get(account::back).post(second_proof::by_passkey))
+        .route("/account/confirm/passkey/options", post(second_proof::options))
         .route("/account/passkeys", get(account::back).post(account::add))
         .route("/account/passkeys/options", post(account::options))
         .route("/account/passkeys/remove", get(account::back).post(account::remove))

@@ -45,9 +45,9 @@ pub use self::{
     master_key::{MasterKey, MasterKeyError},
     server::{Authserver, Clock, serve},
     store::{
-        ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey,
-        Person, PersonalToken, Proof, ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError,
-        Unlinked, Ways,
+        Authentication, ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken,
+        NewServiceAccount, Passkey, Person, PersonalToken, Proof, ServiceAccountEntry,
+        SessionEntry, SshKey, Store, StoreError, Unlinked, Ways,
     },
 };
 

@@ -84,6 +84,10 @@ pub enum Purpose {
     PasskeySignIn,
     /// The challenge to a passkey that is added.
     PasskeyRegistration,
+    /// The question for a second proof of who somebody is.
+    SecondProof,
+    /// The challenge to a passkey that is one.
+    PasskeyProof,
     /// What has to be signed with an SSH key that is registered.
     SshKey,
 }
@@ -128,6 +132,8 @@ fn message(purpose: Purpose, payload: &[u8]) -> Vec<u8> {
         Purpose::PasskeySignIn => 30,
         Purpose::PasskeyRegistration => 31,
         Purpose::SshKey => 40,
+        Purpose::SecondProof => 41,
+        Purpose::PasskeyProof => 42,
     };
     [&[purpose], payload].concat()
 }

@@ -6,6 +6,7 @@
 //! `migrations/postgres`, under the same numbers.
 
 mod applications;
+mod authentication;
 mod clients;
 mod devices;
 mod flows;
@@ -39,6 +40,7 @@ use url::Url;
 
 pub use self::{
     applications::Application,
+    authentication::Authentication,
     clients::ClientEntry,
     devices::{Asked, Lifetimes, NewDevice},
     flows::{Consent, PUSHED_LIFETIME},
@@ -56,8 +58,8 @@ pub use self::{
     upstreams::{Arrival, Origin, UpstreamRequest},
 };
 pub(crate) use self::{
-    open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes, replicas::Standing,
-    revocations::advance, rotation::Exchange,
+    authentication::FEDERATED, open::Dialect, passkeys::FoundPasskey, refreshes::Refreshes,
+    replicas::Standing, revocations::advance, rotation::Exchange,
 };
 use crate::{
     client::ClientError,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use authserver::{Database, Store};
+use authserver::{Authentication, Database, Store};
 use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -103,6 +103,8 @@ async fn each_change_is_in_the_services_audit_log_and_no_secret_is() {
         answer(&place.by_settings(&format!("user link-upstream {link}")));
         let said = answer(&place.by_settings(&format!("user unlink-upstream {link} --json")));
         let said: Value = serde_json::from_str(&said).unwrap();
+        answer(&place.by_settings("user second-password --name carol"));
+        answer(&place.by_settings("user second-password --name carol --remove"));
         assert_eq!((&said["locked_out"], &said["ended"]), (&false.into(), &0.into()));
         secrets.push(answer(&place.by_settings("token --user carol --workload carol/lab")));
         answer(&place.by_settings("key rotate --after 10m"));
@@ -111,8 +113,9 @@ async fn each_change_is_in_the_services_audit_log_and_no_secret_is() {
         let (store, now) = (place.store().await, Timestamp::now());
         let carol = store.person(&"carol".parse().unwrap()).await.unwrap().unwrap();
         let long = Duration::from_secs(3600);
+        let proof = Authentication::here("pwd", now);
         for _ in 0..3 {
-            store.begin_session(carol.clone(), "pwd", long, now).await.unwrap();
+            store.begin_session(carol.clone(), &proof, long, now).await.unwrap();
         }
         let session = store.list_sessions(None, 1, now).await.unwrap()[0].id.clone();
         store.close().await;
@@ -148,6 +151,8 @@ async fn each_change_is_in_the_services_audit_log_and_no_secret_is() {
         "person-changed",
         "upstream-linked",
         "upstream-unlinked",
+        "second-password-set",
+        "second-password-removed",
         "token-issued",
         "key-rotated",
         "keys-replaced",

@@ -59,6 +59,11 @@ pub struct ProviderConfig {
     /// Only people in one of these groups, by the provider's names, may sign in.
     #[serde(default)]
     pub allowed_groups: Vec<String>,
+    /// `prompt=login` counts where the provider gives no `auth_time`: for one that is known to ask for
+    /// a proof then. Whoever sits at a browser can take it out of the address on the way to the
+    /// provider; only one that gives `auth_time` is safe from that.
+    #[serde(default)]
+    pub trust_prompt_login: bool,
     /// After signing out here, offer to sign out at the provider too, if it can do that.
     #[serde(default = "yes")]
     pub offer_sign_out: bool,

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub use self::config::ProviderConfig;
 pub(crate) use self::{
     profile::{Email, Groups, NoGroups, Profile, ProfileError},
-    provider::{Ask, Provider, SignedIn, UpstreamError, is_issuer},
+    provider::{Ask, LEEWAY, Provider, SignedIn, UpstreamError, is_issuer},
 };
 use crate::issuer::Issuer;
 

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration};
 
 use anyhow::Context;
+use jiff::Timestamp;
 use openidconnect::{
     AuthType, AuthorizationCode, ClientId, ClientSecret, CsrfToken, IssuerUrl, LoginHint, Nonce,
     OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError,
@@ -22,7 +23,7 @@ use super::{
     profile::{self, Claims, Profile, ProfileError},
     verify::{Failure, object, verify},
 };
-use crate::issuer::Issuer;
+use crate::{issuer::Issuer, store::Authentication};
 
 /// What a provider publishes is asked for again after this long.
 const FRESH: Duration = Duration::from_secs(3600);
@@ -31,7 +32,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Keys that a token names and we do not know are asked for at most this often.
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// How far a provider's clock may be from ours, in seconds.
-const LEEWAY: i64 = 60;
+pub(crate) const LEEWAY: i64 = 60;
+/// Most methods that are taken over, and the longest name of one and of a context: tokens carry them.
+const METHODS_MAX: usize = 16;
+const METHOD_MAX: usize = 64;
+const CONTEXT_MAX: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -67,8 +72,11 @@ pub struct SignedIn {
     pub profile: Profile,
     /// For signing out there: a hint, and no credential with us.
     pub id_token: String,
-    /// Seconds since the epoch, if the provider says.
+    /// When they last proved who they are, in seconds since the epoch, if the provider says.
     pub auth_time: Option<i64>,
+    /// How they did. Empty when the provider does not say.
+    pub amr: Vec<String>,
+    pub acr: Option<String>,
 }
 
 pub struct Provider {
@@ -297,6 +305,8 @@ impl Provider {
             subject: verified.subject,
             id_token: id_token.to_string(),
             auth_time: verified.auth_time,
+            amr: verified.amr,
+            acr: verified.acr,
         })
     }
 
@@ -354,11 +364,28 @@ fn token_error(
 }
 
 impl SignedIn {
-    /// False unless the provider says that the person signed in since they were asked to. It has
-    /// to say so when it was asked with `max_age` (OpenID Connect Core, section 3.1.2.1), and a
-    /// person could have taken that out of the address on the way.
-    pub fn is_after(&self, asked_at: i64) -> bool {
-        self.auth_time.is_some_and(|time| time.saturating_add(LEEWAY) >= asked_at)
+    /// When and how the person proved who they are, as far as the provider can be believed. A time
+    /// that lies ahead is as good as none: cut to now, it would make every sign-in a fresh one. When
+    /// the provider says none, the moment of return counts if `trusted`: the round trip was begun with
+    /// `prompt=login`, and an operator says that the provider asks then.
+    pub fn authentication(&self, trusted: bool, now: Timestamp) -> Authentication {
+        let (now_at, latest) = (now.as_second(), now.as_second().saturating_add(LEEWAY));
+        let at = match self.auth_time {
+            Some(at) if (1..=latest).contains(&at) => Timestamp::from_second(at.min(now_at)).ok(),
+            Some(at) => {
+                tracing::warn!(auth_time = at, "a provider's auth_time cannot be, and is left out");
+                None
+            }
+            None => trusted.then_some(now),
+        };
+        let plain = |text: &str, most| {
+            (1..=most).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+        };
+        let mut amr = self.amr.clone();
+        amr.retain(|method| plain(method, METHOD_MAX));
+        amr.truncate(METHODS_MAX);
+        let acr = self.acr.clone().filter(|acr| plain(acr, CONTEXT_MAX));
+        Authentication { at, amr, acr, ..Authentication::elsewhere() }
     }
 }
 
@@ -380,7 +407,51 @@ fn is_protected(url: &Url) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::NoGroups, *};
+    use crate::federation::Email;
+
+    const NOW: i64 = 1_800_000_000;
+
+    /// What came, with that `auth_time`.
+    fn signed_in(auth_time: Option<i64>) -> SignedIn {
+        let (name, groups) = ("carol".parse().unwrap(), Err(NoGroups::Missing));
+        let profile = Profile { name, email: Email::Unsaid, groups, admitted_before: Vec::new() };
+        let (subject, id_token) = ("u-1".to_owned(), String::new());
+        SignedIn { subject, profile, id_token, auth_time, amr: Vec::new(), acr: None }
+    }
+
+    #[test]
+    fn a_providers_auth_time_is_taken_as_it_is_unless_it_lies_ahead() {
+        let now = Timestamp::from_second(NOW).unwrap();
+        let at = |auth_time, trusted| {
+            let at = signed_in(auth_time).authentication(trusted, now).at;
+            at.map(|at| at.as_second() - NOW)
+        };
+        for trusted in [false, true] {
+            assert_eq!(at(Some(NOW - 86_400), trusted), Some(-86_400));
+            assert_eq!(at(Some(NOW), trusted), Some(0));
+            assert_eq!(at(Some(NOW + LEEWAY), trusted), Some(0), "a clock that is a little ahead");
+            for wrong in [NOW + LEEWAY + 1, NOW * 1000, i64::MAX, 0, -1, i64::MIN] {
+                assert_eq!(at(Some(wrong), trusted), None, "{wrong}");
+            }
+        }
+        assert_eq!((at(None, false), at(None, true)), (None, Some(0)));
+    }
+
+    #[test]
+    fn what_a_provider_says_of_the_means_is_taken_within_bounds() {
+        let now = Timestamp::from_second(NOW).unwrap();
+        let mut carol = signed_in(None);
+        carol.amr = vec!["mfa".to_owned(), String::new(), "a\nb".to_owned(), "x".repeat(65)];
+        carol.acr = Some("urn:example:gold".to_owned());
+        let taken = carol.authentication(false, now);
+        assert_eq!((taken.method.as_str(), taken.amr), ("fed", vec!["mfa".to_owned()]));
+        assert_eq!(taken.acr.as_deref(), Some("urn:example:gold"));
+        carol.amr = vec!["otp".to_owned(); 100];
+        carol.acr = Some("x".repeat(257));
+        let taken = carol.authentication(false, now);
+        assert_eq!((taken.amr.len(), taken.acr), (16, None));
+    }
 
     #[test]
     fn only_what_is_protected_is_asked() {

@@ -16,6 +16,8 @@ use super::{
 pub struct Verified {
     pub subject: String,
     pub auth_time: Option<i64>,
+    pub amr: Vec<String>,
+    pub acr: Option<String>,
     pub claims: Claims,
 }
 
@@ -58,6 +60,11 @@ pub fn verify(
     Ok(Verified {
         subject: claims.subject().as_str().to_owned(),
         auth_time: claims.auth_time().map(|time| time.timestamp()),
+        amr: claims
+            .auth_method_refs()
+            .map(|methods| methods.iter().map(|method| method.as_str().to_owned()).collect())
+            .unwrap_or_default(),
+        acr: claims.auth_context_ref().map(|class| class.as_str().to_owned()),
         claims: object(claims),
     })
 }

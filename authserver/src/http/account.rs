@@ -7,7 +7,7 @@ pub(super) mod tokens;
 
 use axum::{
     Json,
-    extract::{FromRequestParts, RawForm, State},
+    extract::{FromRequestParts, RawForm, RawQuery, State},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
@@ -25,8 +25,10 @@ use super::{
     params::Params,
     passkeys::{Challenge, check_script},
     sign_in::{self, Next, Retry, check_origin, form_cookie},
+    upstream,
 };
 use crate::{
+    device::UserCode,
     passkey::PasskeyError,
     secret::Purpose,
     server::{App, Server},
@@ -38,8 +40,8 @@ pub(super) const ACCOUNT: &str = "/account";
 /// Where people prove again that it is them.
 const CONFIRM: &str = "/account/confirm";
 
-/// How long after signing in anything may be changed, in seconds: a browser that was left open, or
-/// a stolen cookie, must not become a way in for good.
+/// How long after somebody has proved who they are anything may be changed, in seconds: a browser that
+/// was left open, or a stolen cookie, must not become a way in for good.
 const FRESH: i64 = 15 * 60;
 
 /// Somebody who is signed in.
@@ -98,7 +100,7 @@ impl FromRequestParts<App> for Visitor {
     }
 }
 
-/// A visitor who signed in a short while ago, and so may change something.
+/// A visitor who proved who they are a short while ago, and so may change something.
 pub(super) struct Change(Visitor);
 
 impl FromRequestParts<App> for Change {
@@ -125,13 +127,32 @@ pub(super) async fn show(
     }
 }
 
-/// The sign-in page, whoever is signed in already.
+/// Where people prove once more who they are; afterwards they are back at the device of that code, or at
+/// their account.
+pub(super) fn confirm_address(code: Option<&str>) -> String {
+    authorize::with_query(CONFIRM, &[("user_code", code)])
+}
+
+/// The sign-in page, whoever is signed in already. Who came from a provider is asked by it: it may have
+/// disabled them since.
 pub(super) async fn confirm(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, PageError> {
-    sign_in::begin(&app, &headers, caller, &Next::Account).await
+    let query = Params::parse(query.unwrap_or_default().as_bytes());
+    let code = query.get("user_code").and_then(UserCode::parse);
+    let next = Next::Confirm(code.map(|code| code.to_string()));
+    let session = authorize::session(&app, &headers, caller.now).await?;
+    let from = match session.filter(|session| session.authentication.is_federated()) {
+        Some(session) => app.store.upstream_of(&session.id).await?,
+        None => None,
+    };
+    match from.and_then(|(id, _)| app.federation.provider(&id)) {
+        Some(provider) => upstream::send(&app, &headers, caller, provider, &next).await,
+        None => sign_in::begin(&app, &headers, caller, &next).await,
+    }
 }
 
 /// What the page's script needs to have a passkey made.
@@ -143,9 +164,9 @@ pub(super) async fn options(
     check_script(&app, &headers)?;
     let session = authorize::session(&app, &headers, caller.now).await?;
     let session = session.filter(|session| is_fresh(session, caller.now));
-    let again = ApiError::Forbidden("it is a while since you signed in; reload this page");
+    let again = ApiError::Forbidden("show first that it is still you; reload this page");
     let Some(session) = session else { return Err(again) };
-    if !may_have_passkeys(&app, &session).await? {
+    if use_of_passkeys(&app, &session).await? == UseOfPasskeys::None {
         return Err(ApiError::Forbidden("you do not sign in here, so you need no passkey here"));
     }
     let person = &session.person;
@@ -241,7 +262,8 @@ struct Answer {
 
 impl Answer {
     fn late() -> Self {
-        let problem = "It is a while since you signed in. Sign in again, then repeat that.";
+        let problem = "It is a while since you showed who you are, or not known. Sign in again, then \
+                       repeat that.";
         Self { status: StatusCode::FORBIDDEN, problem: problem.to_owned(), ..Self::default() }
     }
 }
@@ -257,7 +279,6 @@ async fn page(
     let own_keys = app.store.ssh_keys(&session.person.subject).await?;
     let own_sessions = sessions::lines(app, session, caller.now).await?;
     let applications = sessions::applications(app, session, caller.now).await?;
-    let local = may_have_passkeys(app, session).await?;
     let passkeys = app.store.passkeys(&session.person.subject).await?;
     let lines = passkeys.iter().map(|passkey| PasskeyLine {
         id: &passkey.id,
@@ -270,7 +291,7 @@ async fn page(
         name: session.person.name.as_str(),
         email: session.person.email.as_deref(),
         portal: &app.portal,
-        local,
+        use_of_passkeys: use_of_passkeys(app, session).await?,
         fresh: is_fresh(session, caller.now),
         confirm: CONFIRM,
         passkeys: lines.collect(),
@@ -289,12 +310,32 @@ async fn page(
     Ok(response)
 }
 
-async fn may_have_passkeys(app: &Server, session: &Session) -> Result<bool, StoreError> {
-    Ok(app.federation.local && app.store.may_have_passkeys(&session.person.subject).await?)
+/// What passkeys are to somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UseOfPasskeys {
+    SignIn,
+    /// For who comes from a provider: only what shows, once they are signed in, that it is still them.
+    SecondProof,
+    None,
 }
 
+async fn use_of_passkeys(app: &Server, session: &Session) -> Result<UseOfPasskeys, StoreError> {
+    Ok(if app.federation.local && app.store.signs_in_here(&session.person.subject).await? {
+        UseOfPasskeys::SignIn
+    } else if session.authentication.is_federated() {
+        UseOfPasskeys::SecondProof
+    } else {
+        UseOfPasskeys::None
+    })
+}
+
+/// Not when it is not known when the person last proved who they are.
 pub(super) fn is_fresh(session: &Session, now: Timestamp) -> bool {
-    now.as_second() - session.signed_in_at.as_second() < FRESH
+    is_recent(session.authentication.at, now)
+}
+
+pub(super) fn is_recent(at: Option<Timestamp>, now: Timestamp) -> bool {
+    at.is_some_and(|at| now.as_second().saturating_sub(at.as_second()) < FRESH)
 }
 
 /// `2026-11-24`, in UTC.
@@ -303,7 +344,7 @@ fn day(time: Timestamp) -> String {
 }
 
 /// `2026-11-24 09:30 UTC`
-fn minute(time: Timestamp) -> String {
+pub(super) fn minute(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 

@@ -45,6 +45,14 @@ pub(super) struct Attempt {
 pub(super) struct Slow(u64);
 
 impl Slow {
+    pub fn problem(&self) -> String {
+        format!("Too many tries. Please wait {} s and try again.", self.0)
+    }
+
+    pub fn set_retry(&self, response: &mut Response) {
+        try_again_in(response, self.0);
+    }
+
     pub fn page(
         &self,
         app: &Server,
@@ -53,10 +61,10 @@ impl Slow {
         next: &Next,
         name: &str,
     ) -> Response {
-        let problem = format!("Too many tries. Please wait {} s and try again.", self.0);
+        let problem = self.problem();
         let retry = Retry { status: StatusCode::TOO_MANY_REQUESTS, name, problem: &problem };
         let mut response = sign_in::page(app, headers, caller.now, next, retry);
-        try_again_in(&mut response, self.0);
+        self.set_retry(&mut response);
         response
     }
 }
@@ -114,6 +122,12 @@ impl Attempt {
         app.throttle().succeeded(&self.keys);
         app.metrics.sign_ins.with_label_values(&["succeeded"]).inc();
         self.record(app, "signed-in", Outcome::Allowed, self.means);
+    }
+
+    /// Of somebody who is signed in, and has shown once more who they are.
+    pub fn confirmed(&self, app: &Server) {
+        app.throttle().succeeded(&self.keys);
+        self.record(app, "confirmed", Outcome::Allowed, self.means);
     }
 
     /// `why` is for the operator.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     client::{Client, GrantType},
-    pkce,
+    federation, pkce,
     server::Server,
     store::Session,
 };
@@ -234,8 +234,8 @@ fn check(app: &Server, client: &Client, params: &Params, pushed: bool) -> Result
 impl AuthorizationRequest {
     /// False when the person has to sign in (again).
     pub fn is_satisfied_by(&self, session: &Session, now: Timestamp) -> bool {
-        let age = now.duration_since(session.signed_in_at).as_secs();
-        let young = self.max_age.is_none_or(|most| age <= most);
+        let age = session.authentication.at.map(|at| now.duration_since(at).as_secs());
+        let young = self.max_age.is_none_or(|most| age.is_some_and(|age| age <= most));
         // `max_age=0` with `prompt=none` cannot be met.
         let possible = self.max_age != Some(0);
         !self.prompt.login && young && possible && self.expects(session)
@@ -244,6 +244,17 @@ impl AuthorizationRequest {
     /// True when a session that another provider has already is not enough.
     pub fn wants_proof(&self) -> bool {
         self.prompt.login || self.max_age.is_some()
+    }
+
+    /// Whether a proof of that moment will do, for somebody who was asked for one at `asked_at`. A
+    /// provider could be kept from asking: its address can be changed on the way.
+    pub fn takes(&self, at: Option<Timestamp>, asked_at: i64, now: Timestamp) -> bool {
+        let asked_at = asked_at.saturating_sub(federation::LEEWAY);
+        let earliest = match self.max_age {
+            Some(most) if !self.prompt.login => asked_at.min(now.as_second().saturating_sub(most)),
+            _ => asked_at,
+        };
+        !self.wants_proof() || at.is_some_and(|at| at.as_second() >= earliest)
     }
 
     /// False for somebody else than the one the client asked for by an ID token.

@@ -9,11 +9,11 @@ use axum::{
 use domain::identity::{Credential, CredentialKind, Identity};
 use runtime::audit::{Event, Outcome};
 
-use super::{Caller, error::ApiError};
+use super::{Caller, account::is_fresh, error::ApiError};
 use crate::{
     scope,
     server::{App, Server},
-    store::Person,
+    store::{Person, Session},
 };
 
 /// Whose token it is: verified as the gateways do, and then asked of the database, since here a
@@ -56,6 +56,19 @@ impl Bearer {
     pub fn needs(&self, scope: &'static str) -> Result<(), ApiError> {
         let has = self.identity.credential.scopes.iter().any(|own| own == scope);
         if has { Ok(()) } else { Err(ApiError::Scope(scope)) }
+    }
+}
+
+impl Bearer {
+    /// The session of an access token, with its grant, if its person proved a moment ago who they are.
+    /// What outlives the session is given to nobody else.
+    pub async fn fresh_session(&self, app: &Server) -> Result<(String, Session), ApiError> {
+        let (id, now) = (&self.identity.credential.id, self.caller.now);
+        let found = app.store.access_token_session(id, app.session_idle, now).await?;
+        found.filter(|(_, session)| is_fresh(session, now)).ok_or(ApiError::Forbidden(
+            "it is more than 15 minutes since you showed who you are, or not known; sign in again, then \
+             repeat that",
+        ))
     }
 }
 

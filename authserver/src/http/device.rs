@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    Caller, authorize,
+    Caller,
+    account::{confirm_address, is_fresh},
+    authorize,
     client_auth::authenticate,
     discovery,
     error::{OAuthError, PageError, try_again_in},
@@ -169,6 +171,11 @@ pub(super) async fn submit(
         return Ok(response);
     }
     let code = form.get("user_code").and_then(UserCode::parse);
+    if let Some(code) = &code
+        && !is_fresh(&session, caller.now)
+    {
+        return Ok(confirm_first(&code.to_string()));
+    }
     let device = match &code {
         Some(code) => app.store.waiting_device(code, caller.now).await?,
         None => None,
@@ -225,6 +232,16 @@ fn entry(session: &Session, status: StatusCode, code: &str, problem: &str) -> Re
     pages::form(status, &page, None)
 }
 
+/// A device stays signed in for long, and without this browser. A link and no redirect: browsers follow
+/// none to a provider from a form that is for us.
+fn confirm_first(code: &str) -> Response {
+    let text = "A device stays signed in for long, so it has to be you who approves it. Sign in again; \
+                the code is kept.";
+    let address = confirm_address(Some(code));
+    let link = Some((address.as_str(), "Sign in again"));
+    pages::message(StatusCode::FORBIDDEN, "Show that it is still you", text, link)
+}
+
 async fn decide(
     app: &Server,
     caller: Caller,
@@ -243,6 +260,9 @@ async fn decide(
     let code = UserCode::parse(&ticket.code).ok_or_else(damaged)?;
     // Whatever is not a clear yes is a no.
     let decision = if decision == Some("approve") { Decision::Approved } else { Decision::Denied };
+    if decision == Decision::Approved && !is_fresh(session, caller.now) {
+        return Ok(confirm_first(&ticket.code));
+    }
     let device = app.store.waiting_device(&code, caller.now).await?;
     let in_time = ticket.expires_at > caller.now.as_second();
     let decided =

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use domain::token::{Audience, Claims, TYP, TokenKind};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::{
     scope, secret,
     server::Server,
     signing::ID_TOKEN,
-    store::{Redeemed, ServiceAccount, StoreError, seconds},
+    store::{Authentication, Redeemed, ServiceAccount, StoreError, seconds},
 };
 
 /// The claims of an ID token (OpenID Connect Core, section 2).
@@ -25,13 +26,15 @@ pub(super) struct IdClaims {
     pub aud: String,
     pub exp: i64,
     pub iat: i64,
-    pub auth_time: i64,
+    /// Absent when nobody knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub amr: Vec<String>,
-    #[serde(default)]
-    pub acr: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
     /// The session, for signing out of it.
     pub sid: String,
     #[serde(default)]
@@ -62,10 +65,16 @@ pub(super) struct Issued {
 /// How a person proved who they are, as `acr`.
 pub(super) const ACR: [&str; 2] = ["urn:dormouse:acr:single-factor", "phr"];
 
-/// A passkey resists phishing (OpenID Connect EAP ACR Values 1.0, section 2).
-pub(super) fn acr(method: &str) -> &'static str {
+/// A provider's is as it said it, and absent when it said none. A passkey resists phishing (OpenID
+/// Connect EAP ACR Values 1.0, section 2).
+fn acr(authentication: &Authentication) -> Option<String> {
     let [single, resistant] = ACR;
-    if matches!(method, "hwk" | "swk" | "pop" | "passkey") { resistant } else { single }
+    let own = match authentication.method.as_str() {
+        _ if authentication.is_federated() => None,
+        "hwk" | "swk" | "pop" | "passkey" => Some(resistant.to_owned()),
+        _ => Some(single.to_owned()),
+    };
+    authentication.acr.clone().or(own)
 }
 
 /// What `aud` says: of the audiences that were granted those that are asked for, or all of them
@@ -110,6 +119,7 @@ pub(super) async fn for_person(
 ) -> Result<Issued, OAuthError> {
     let now = caller.now.as_second();
     let session = &redeemed.session;
+    let authentication = &session.authentication;
     let lifetime = session.token_lifetime(app.access_token_lifetime, caller.now);
     let expires_in = seconds(lifetime);
     // The person as they were when the token was written down, and no earlier.
@@ -153,10 +163,10 @@ pub(super) async fn for_person(
             aud: client.id.clone(),
             exp: now.saturating_add(expires_in),
             iat: now,
-            auth_time: session.signed_in_at.as_second(),
+            auth_time: authentication.at.map(Timestamp::as_second),
             nonce: redeemed.nonce.clone(),
-            amr: vec![session.method.clone()],
-            acr: acr(&session.method).to_owned(),
+            amr: authentication.amr.clone(),
+            acr: acr(authentication),
             sid: session.id.clone(),
             at_hash,
             preferred_username: has("profile").then(|| person.name.to_string()),
@@ -235,6 +245,13 @@ mod tests {
 
     #[test]
     fn passkeys_resist_phishing_and_passwords_do_not() {
-        assert_eq!((acr("pwd"), acr("passkey")), (ACR[0], ACR[1]));
+        let now = Timestamp::from_second(0).unwrap();
+        let here = |method| acr(&Authentication::here(method, now));
+        assert_eq!(here("pwd").as_deref(), Some(ACR[0]));
+        assert_eq!(here("pop").as_deref(), Some(ACR[1]));
+        // Of others only what they say.
+        let said = Authentication { acr: Some("gold".to_owned()), ..Authentication::elsewhere() };
+        assert_eq!(acr(&Authentication::elsewhere()), None);
+        assert_eq!(acr(&said).as_deref(), Some("gold"));
     }
 }

@@ -8,7 +8,7 @@ use axum::{
 };
 use url::Url;
 
-use super::account::{sessions, ssh_keys, tokens};
+use super::account::{self, sessions, ssh_keys, tokens};
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
@@ -23,6 +23,24 @@ pub(super) struct SignInPage<'a> {
     pub providers: Vec<ProviderLink<'a>>,
     /// Whether a password will do.
     pub local: bool,
+}
+
+/// The question for a second proof.
+#[derive(Template)]
+#[template(path = "second_proof.html")]
+pub(super) struct SecondProofPage<'a> {
+    pub name: &'a str,
+    /// Why it is asked.
+    pub why: &'a str,
+    /// Why it is asked again; empty the first time.
+    pub problem: &'a str,
+    pub ticket: &'a str,
+    /// What the person has.
+    pub password: bool,
+    pub passkey: bool,
+    pub provider: &'a str,
+    /// Where the provider is asked again.
+    pub again: &'a str,
 }
 
 /// Another provider to sign in with.
@@ -84,9 +102,9 @@ pub(super) struct AccountPage<'a> {
     pub name: &'a str,
     pub email: Option<&'a str>,
     pub portal: &'a str,
-    /// Whether they sign in here, and not at another provider.
-    pub local: bool,
-    /// Whether they signed in so lately that they may change something.
+    /// What passkeys are to them.
+    pub use_of_passkeys: account::UseOfPasskeys,
+    /// Whether they proved so lately who they are that they may change something.
     pub fresh: bool,
     /// Where to go when not.
     pub confirm: &'a str,
@@ -199,13 +217,14 @@ pub(super) fn message(
 
 /// A message with two ways on: address and text of each.
 pub(super) fn choice(
+    status: StatusCode,
     title: &str,
     text: &str,
     first: (&str, &str),
     second: (&str, &str),
 ) -> Response {
     let page = MessagePage { title, text, link: Some(first), aside: Some(second) };
-    render(StatusCode::OK, &page, "'none'", "")
+    render(status, &page, "'none'", "")
 }
 
 pub(super) fn home(name: &str, portal: &str) -> Response {

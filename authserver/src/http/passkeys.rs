@@ -1,4 +1,5 @@
-//! Signing in with a passkey: a challenge for the page's script, and the form that it sends.
+//! Signing in with a passkey, or showing with one that it is still you: a challenge for the page's
+//! script, and the form that it sends.
 //!
 //! A challenge is sealed and carried by the browser, like the sign-in form, so strangers leave
 //! nothing here. It is good for minutes, for the browser that asked, and once: answered challenges
@@ -17,7 +18,7 @@ use webauthn_rs::prelude::DiscoverableAuthentication;
 
 use super::{
     Caller,
-    attempt::Attempt,
+    attempt::{Attempt, Slow},
     authorize, cookie,
     error::{ApiError, PageError},
     params::Params,
@@ -27,14 +28,14 @@ use crate::{
     passkey::{Assertion, CHALLENGE_LIFETIME, PasskeyError},
     secret::{Purpose, Secret},
     server::{App, Server},
-    store::{FoundPasskey, seconds},
+    store::{FoundPasskey, Person, Session, StoreError, seconds},
 };
 
 /// Proof of possession of a key (`amr`, RFC 8176, section 2).
-const METHOD: &str = "pop";
+pub(super) const METHOD: &str = "pop";
 
 const REFUSED: &str =
-    "That passkey does not work here any more. Sign in with your password, or with another one.";
+    "That passkey does not work here any more. Use your password, or another one.";
 const EXPIRED: &str = "That took too long. Please try again.";
 
 /// A challenge under way. `S` is what the library needs to check the answer.
@@ -44,7 +45,7 @@ pub(super) struct Challenge<S> {
     pub id: String,
     /// SHA-256 of the browser's form cookie.
     browser: String,
-    /// The session that adds a passkey; empty for a sign-in.
+    /// The session that adds a passkey, or has to be confirmed; empty for a sign-in.
     pub session: String,
     expires_at: i64,
     pub state: S,
@@ -123,26 +124,61 @@ pub(super) async fn submit(
         let retry = Retry { status: StatusCode::FORBIDDEN, name: "", problem };
         sign_in::page(&app, &headers, caller.now, &next, retry)
     };
-    let challenge = Challenge::<DiscoverableAuthentication>::open(
-        &app,
-        Purpose::PasskeySignIn,
-        &headers,
-        &form,
-        caller.now,
-    );
-    let Some(challenge) = challenge else { return Ok(again(EXPIRED)) };
-    let Ok(assertion) = Assertion::parse(form.get("credential").unwrap_or_default()) else {
-        return Ok(again("Your browser sent something that is no passkey. Please try again."));
+    match check(&app, &headers, caller, &form, None).await? {
+        Checked::Good(person, attempt) => {
+            attempt.succeeded(&app);
+            sign_in::finish(&app, &headers, caller, &next, person, METHOD).await
+        }
+        Checked::Refused(problem) => Ok(again(problem)),
+        Checked::Slow(slow) => Ok(slow.page(&app, &headers, caller, &next, "")),
+    }
+}
+
+/// What came of an answer to a challenge.
+pub(super) enum Checked {
+    /// Whose passkey it is.
+    Good(Person, Attempt),
+    /// Counted and written down, and this is what there is to say.
+    Refused(&'static str),
+    Slow(Slow),
+}
+
+/// Checks a form's answer: of anybody who may sign in with a passkey, or of the session's person.
+pub(super) async fn check(
+    app: &Server,
+    headers: &HeaderMap,
+    caller: Caller,
+    form: &Params,
+    session: Option<&Session>,
+) -> Result<Checked, StoreError> {
+    let purpose = match session {
+        None => Purpose::PasskeySignIn,
+        Some(_) => Purpose::PasskeyProof,
     };
-    let found = app.store.find_passkey(assertion.subject, assertion.credential_id()).await?;
+    let challenge =
+        Challenge::<DiscoverableAuthentication>::open(app, purpose, headers, form, caller.now)
+            .filter(|challenge| challenge.session == session.map_or("", |session| &session.id));
+    let Some(challenge) = challenge else { return Ok(Checked::Refused(EXPIRED)) };
+    let Ok(assertion) = Assertion::parse(form.get("credential").unwrap_or_default()) else {
+        let text = "Your browser sent something that is no passkey. Please try again.";
+        return Ok(Checked::Refused(text));
+    };
+    let mut found = app.store.find_passkey(assertion.subject, assertion.credential_id()).await?;
+    if let Some(whose) = found.as_ref().map(|found| &found.person.subject) {
+        let good = match session {
+            None => app.store.signs_in_here(whose).await?,
+            Some(session) => session.person.subject == *whose,
+        };
+        found = found.filter(|_| good);
+    }
     let name = found.as_ref().map(|found| found.person.name.clone());
-    let attempt = Attempt::by_passkey(&app, &headers, name, assertion.credential_id(), caller);
-    if let Err(slow) = attempt.begin(&app) {
-        return Ok(slow.page(&app, &headers, caller, &next, ""));
+    let attempt = Attempt::by_passkey(app, headers, name, assertion.credential_id(), caller);
+    if let Err(slow) = attempt.begin(app) {
+        return Ok(Checked::Slow(slow));
     }
     let Some(FoundPasskey { id, person, credential }) = found else {
-        attempt.refused(&app, Some("removed, blocked, or of somebody who is disabled"));
-        return Ok(again(REFUSED));
+        attempt.refused(app, Some("removed, blocked, or of somebody whom it does not let in"));
+        return Ok(Checked::Refused(REFUSED));
     };
     let first = match app.passkeys.finish_sign_in(&assertion, challenge.state, credential) {
         Ok(used) => app.store.passkey_used(&id, &used, &challenge.id, caller.now).await?,
@@ -154,16 +190,15 @@ pub(super) async fn submit(
                 _ => true,
             };
             if first {
-                attempt.refused(&app, Some(&error.to_string()));
-                return Ok(again(REFUSED));
+                attempt.refused(app, Some(&error.to_string()));
+                return Ok(Checked::Refused(REFUSED));
             }
             false
         }
     };
     if !first {
-        attempt.refused(&app, Some("the challenge was answered before"));
-        return Ok(again(EXPIRED));
+        attempt.refused(app, Some("the challenge was answered before"));
+        return Ok(Checked::Refused(EXPIRED));
     }
-    attempt.succeeded(&app);
-    sign_in::finish(&app, &headers, caller, &next, person, METHOD).await
+    Ok(Checked::Good(person, attempt))
 }

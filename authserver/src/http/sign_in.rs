@@ -29,7 +29,7 @@ use crate::{
     password::PASSWORD_MAX,
     secret::{self, Purpose, Secret},
     server::{App, Server},
-    store::{Person, Session, Whence},
+    store::{Authentication, Person, Session, Whence},
 };
 
 /// How long a sign-in page may stay open, in seconds. The gate remembers for as long where the person
@@ -84,6 +84,8 @@ pub(super) enum Goal {
     /// The code of a device that waits, or nothing.
     Device(String),
     Account,
+    /// To show once more who one is; then back to the device of that code, or to the account.
+    Confirm(Option<String>),
 }
 
 /// What to do once somebody is signed in.
@@ -92,6 +94,7 @@ pub(super) enum Next {
     Authorize(Box<AuthorizationRequest>),
     Device(String),
     Account,
+    Confirm(Option<String>),
 }
 
 impl Next {
@@ -104,6 +107,7 @@ impl Next {
             }
             Goal::Device(code) => Self::Device(code),
             Goal::Account => Self::Account,
+            Goal::Confirm(code) => Self::Confirm(code),
         })
     }
 
@@ -116,6 +120,7 @@ impl Next {
             }
             Self::Device(code) => Goal::Device(code.clone()),
             Self::Account => Goal::Account,
+            Self::Confirm(code) => Goal::Confirm(code.clone()),
         }
     }
 
@@ -133,7 +138,25 @@ impl Next {
     pub fn request(&self) -> Option<&AuthorizationRequest> {
         match self {
             Self::Authorize(request) => Some(request),
-            Self::Home | Self::Device(_) | Self::Account => None,
+            Self::Home | Self::Device(_) | Self::Account | Self::Confirm(_) => None,
+        }
+    }
+
+    /// True when a session that another provider has already is not enough.
+    pub fn wants_proof(&self) -> bool {
+        match self {
+            Self::Authorize(request) => request.wants_proof(),
+            Self::Confirm(_) => true,
+            Self::Home | Self::Device(_) | Self::Account => false,
+        }
+    }
+
+    /// Whether a proof of that moment will do, for somebody who was asked for one at `asked_at`.
+    pub fn takes(&self, at: Option<Timestamp>, asked_at: i64, now: Timestamp) -> bool {
+        match self {
+            Self::Authorize(request) => request.takes(at, asked_at, now),
+            Self::Confirm(_) => account::is_recent(at, now),
+            Self::Home | Self::Device(_) | Self::Account => true,
         }
     }
 
@@ -147,9 +170,9 @@ impl Next {
     ) -> Result<Response, authorize::Refusal> {
         match self {
             Self::Home => Ok(authorize::see_other("/")),
-            Self::Account => Ok(authorize::see_other(account::ACCOUNT)),
+            Self::Account | Self::Confirm(None) => Ok(authorize::see_other(account::ACCOUNT)),
             Self::Authorize(request) => request.proceed(app, headers, session, caller).await,
-            Self::Device(code) => {
+            Self::Device(code) | Self::Confirm(Some(code)) => {
                 let field = (!code.is_empty()).then_some(code.as_str());
                 let path = authorize::with_query(DEVICE_PAGE, &[("user_code", field)]);
                 Ok(authorize::see_other(&path))
@@ -379,8 +402,9 @@ pub(super) async fn finish(
     person: Person,
     method: &str,
 ) -> Result<Response, authorize::Refusal> {
+    let proof = Authentication::here(method, caller.now);
     let (session, cookie) =
-        app.store.begin_session(person, method, app.session_max, caller.now).await?;
+        app.store.begin_session(person, &proof, app.session_max, caller.now).await?;
     app.store.place_session(&session.id, &whence(headers, caller)).await?;
     // Signed in, even if the client that asked for it gets nothing.
     let mut response = next.go(app, headers, &session, caller).await.into_response();

@@ -155,7 +155,7 @@ fn signed_out(return_to: Option<&str>, elsewhere: Option<(String, String)>) -> R
             let label = format!("Sign out of {name}");
             let stay = format!("Stay signed in at {name}");
             let first = (address.as_str(), label.as_str());
-            pages::choice(title, &text, first, (back.unwrap_or("/sign-out"), &stay))
+            pages::choice(StatusCode::OK, title, &text, first, (back.unwrap_or("/sign-out"), &stay))
         }
         (Some(uri), None) => authorize::see_other(uri),
         (None, None) => {

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    account::is_fresh,
     bearer::{AccountBearer, Actor, Bearer},
     error::ApiError,
     sign_in::seal,
@@ -94,7 +93,7 @@ pub(super) async fn list(
     Ok(Json(json!({ "keys": keys })).into_response())
 }
 
-/// The session of the token, with its grant, if somebody signed in a moment ago. A personal token alone
+/// The session of the token, with its grant, if somebody proved a moment ago who they are. A personal token
 /// registers no key: whoever finds one would have a way in that outlives it.
 async fn fresh_session(app: &Server, bearer: &Bearer) -> Result<(String, Session), ApiError> {
     let credential = &bearer.identity.credential;
@@ -104,11 +103,7 @@ async fn fresh_session(app: &Server, bearer: &Bearer) -> Result<(String, Session
              of a sign-in of the last 15 minutes",
         ));
     }
-    let now = bearer.caller.now;
-    let found = app.store.access_token_session(&credential.id, app.session_idle, now).await?;
-    found.filter(|(_, session)| is_fresh(session, now)).ok_or(ApiError::Forbidden(
-        "it is more than 15 minutes since you signed in; sign in again, then repeat that",
-    ))
+    bearer.fresh_session(app).await
 }
 
 /// What to sign with the key that is to be registered.

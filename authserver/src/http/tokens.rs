@@ -58,7 +58,7 @@ pub(super) async fn list(
 }
 
 /// A token made with a personal token neither outlives it nor can do more: who finds one cannot
-/// keep the door open with it.
+/// keep the door open with it. Nor can who finds a token of a sign-in that is a while ago.
 pub(super) async fn create(
     State(app): State<App>,
     AccountBearer(bearer): AccountBearer,
@@ -75,6 +75,9 @@ pub(super) async fn create(
         }
     };
     let lifetime = lifetime(&app, new.expires_in)?;
+    if credential.kind == CredentialKind::AccessToken {
+        bearer.fresh_session(&app).await?;
+    }
     if credential.kind == CredentialKind::PersonalAccessToken {
         let left = credential.expires_at.duration_since(bearer.caller.now);
         if SignedDuration::try_from(lifetime).is_ok_and(|lifetime| lifetime > left) {

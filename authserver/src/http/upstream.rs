@@ -9,12 +9,13 @@ use runtime::audit::{Event, Outcome};
 
 use super::{
     Caller,
-    account::ACCOUNT,
+    account::{self, ACCOUNT},
     authorize, cookie,
     discovery::{AUTHORIZE, DEVICE_PAGE},
     error::{PageError, try_again_in},
     pages,
     params::Params,
+    second_proof,
     sign_in::{self, Goal, Next, Retry},
 };
 use crate::{
@@ -27,9 +28,6 @@ use crate::{
 
 /// Longest code or state that is looked at.
 const PARAMETER_MAX: usize = 8 * 1024;
-
-/// How such sessions began, as `amr`: the provider knows how the person proved who they are.
-const METHOD: &str = "fed";
 
 /// A button on the sign-in page.
 pub(super) async fn begin(
@@ -82,7 +80,7 @@ pub(super) async fn send(
     }
     let state = Secret::generate();
     let (nonce, verifier) = derived(app, state.as_str());
-    let again = next.request().is_some_and(|request| request.wants_proof());
+    let again = next.wants_proof();
     let hint = next.request().and_then(|request| request.login_hint.as_deref());
     let ask = Ask { state: state.as_str(), nonce: &nonce, verifier: &verifier };
     let url = match provider.authorize_url(ask, again, hint).await {
@@ -154,14 +152,11 @@ pub(super) async fn finish(
     };
     let (nonce, verifier) = derived(&app, state);
     let ask = Ask { state, nonce: &nonce, verifier: &verifier };
-    let signed_in = match Box::pin(provider.redeem(code, ask)).await {
-        Ok(signed_in) if request.again && !signed_in.is_after(request.asked_at) => {
-            Err(UpstreamError::Unverified("the sign-in is older than what was asked".to_owned()))
+    match Box::pin(provider.redeem(code, ask)).await {
+        Ok(signed_in) => {
+            let began = Began { next: &next, again: request.again, asked_at: request.asked_at };
+            Ok(arrive(&app, &headers, caller, provider, began, signed_in).await?)
         }
-        other => other,
-    };
-    match signed_in {
-        Ok(signed_in) => Ok(arrive(&app, &headers, caller, provider, &next, signed_in).await?),
         Err(error) => {
             record(&app, caller, provider, None, Outcome::Denied);
             Ok(failed(&app, provider, &next, &error))
@@ -189,15 +184,25 @@ async fn unknown(app: &Server, caller: Caller, headers: &HeaderMap) -> Result<Re
     Ok(pages::message(StatusCode::FORBIDDEN, "Please sign in again", text, link))
 }
 
+/// What a sign-in at a provider was begun for.
+struct Began<'a> {
+    next: &'a Next,
+    again: bool,
+    asked_at: i64,
+}
+
 /// Signed in there; now here, unless something stands against it.
 async fn arrive(
     app: &Server,
     headers: &HeaderMap,
     caller: Caller,
     provider: &Provider,
-    next: &Next,
+    Began { next, again, asked_at }: Began<'_>,
     signed_in: SignedIn,
 ) -> Result<Response, authorize::Refusal> {
+    let trusted = again && provider.config.trust_prompt_login;
+    let proof = signed_in.authentication(trusted, caller.now);
+    let enough = !again || next.takes(proof.at, asked_at, caller.now);
     let SignedIn { subject, profile, id_token, .. } = signed_in;
     let issuer = &provider.config.issuer;
     let arrival = app.store.arrive(issuer, &subject, &profile, caller.now).await?;
@@ -225,7 +230,7 @@ async fn arrive(
         groups_unknown(app, caller, provider, &person, &subject, why).await?;
     }
     let (session, secret) =
-        app.store.begin_session(person, METHOD, app.session_max, caller.now).await?;
+        app.store.begin_session(person, &proof, app.session_max, caller.now).await?;
     let name = Some(session.person.name.as_str());
     let origin =
         Origin { provider: &provider.config.id, issuer, subject: &subject, id_token: &id_token };
@@ -239,7 +244,11 @@ async fn arrive(
         return Ok(pages::message(StatusCode::FORBIDDEN, "You are not signed in", text, link));
     }
     record(app, caller, provider, name, Outcome::Allowed);
-    let mut response = next.go(app, headers, &session, caller).await?;
+    let mut response = if enough {
+        next.go(app, headers, &session, caller).await?
+    } else {
+        second_proof::page(app, headers, caller, &session, next, Retry::first()).await?
+    };
     sign_in::set_cookies(app, &mut response, &session, &secret, caller.now);
     sign_in::renew_form_cookie(headers, &mut response);
     Ok(response)
@@ -411,10 +420,11 @@ fn no_entry(name: &str, error: &ProfileError) -> String {
 }
 
 /// Where the sign-in began.
-fn retry(next: &Next) -> String {
+pub(super) fn retry(next: &Next) -> String {
     match next.goal() {
         Goal::Home => "/".to_owned(),
         Goal::Account => ACCOUNT.to_owned(),
+        Goal::Confirm(code) => account::confirm_address(code.as_deref()),
         Goal::Authorize { query, pushed: false, .. } => format!("{AUTHORIZE}?{query}"),
         // It was not the browser that sent it; the application has to begin again.
         Goal::Authorize { pushed: true, .. } => "/".to_owned(),

@@ -77,13 +77,15 @@ const COLUMNS: &str = "client_id, scope, resources, address, created_at, expires
 /// A device's session: the person's who approved it, in the same browser, as old as their own proof.
 const BEGIN: &str =
     "INSERT INTO sessions (id, secret_digest, person_id, method, created_at, used_at,
-        expires_at, client_id, address, browser)
-    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser
+        expires_at, client_id, address, browser, auth_time, amr, acr)
+    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser, s.auth_time,
+        s.amr, s.acr
     FROM sessions s JOIN people p ON p.id = s.person_id
     WHERE s.id = $7 AND s.ended_at IS NULL AND p.disabled_at IS NULL";
 const BEGIN_LOCKED: &str = "INSERT INTO sessions (id, secret_digest, person_id, method, created_at,
-        used_at, expires_at, client_id, address, browser)
-    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser
+        used_at, expires_at, client_id, address, browser, auth_time, amr, acr)
+    SELECT $1, $2, s.person_id, s.method, s.created_at, $3, $4, $5, $6, s.browser, s.auth_time,
+        s.amr, s.acr
     FROM sessions s JOIN people p ON p.id = s.person_id
     WHERE s.id = $7 AND s.ended_at IS NULL AND p.disabled_at IS NULL FOR SHARE";
 

@@ -272,7 +272,10 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ClientConfig, NewPerson};
+    use crate::{
+        config::{ClientConfig, NewPerson},
+        store::Authentication,
+    };
 
     const URI: &str = "https://app.example/cb";
     const HOUR: Duration = Duration::from_secs(3600);
@@ -294,7 +297,10 @@ mod tests {
         };
         store.add_client(&app, now).await.unwrap();
         let person = in_groups(&["ml", "ops"]).await;
-        let (session, _) = store.begin_session(person, "pwd", HOUR, now).await.unwrap();
+        let (session, _) = store
+            .begin_session(person, &Authentication::here("pwd", now), HOUR, now)
+            .await
+            .unwrap();
         let verifier = pkce::Verifier::parse(&"v".repeat(43)).unwrap();
         let code = NewCode {
             session_id: &session.id,

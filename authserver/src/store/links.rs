@@ -235,7 +235,7 @@ mod tests {
     use super::*;
     use crate::{
         federation::{Email, NoGroups, Profile},
-        store::{Arrival, Origin},
+        store::{Arrival, Authentication, Origin},
     };
 
     #[test]
@@ -265,8 +265,8 @@ mod tests {
         let Arrival::New(carol) = arrival else { panic!("{arrival:?}") };
         let origin = Origin { provider: "corp", issuer, subject: "u-1", id_token: "x" };
         let begin = async || {
-            let hour = Duration::from_secs(3600);
-            store.begin_session(carol.clone(), "fed", hour, now).await.unwrap().0
+            let (hour, proof) = (Duration::from_secs(3600), Authentication::elsewhere());
+            store.begin_session(carol.clone(), &proof, hour, now).await.unwrap().0
         };
         assert!(store.keep_upstream(&begin().await, &origin).await.unwrap());
         let late = begin().await;

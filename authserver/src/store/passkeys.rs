@@ -67,7 +67,7 @@ impl TryFrom<Row> for Passkey {
 impl Store {
     /// Whether the person signs in here by password, and so may by passkey. Who comes from another
     /// provider may not: being disabled there has to be enough.
-    pub(crate) async fn may_have_passkeys(&self, subject: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn signs_in_here(&self, subject: &str) -> Result<bool, StoreError> {
         let found: Option<String> =
             sqlx::query_scalar("SELECT id FROM people WHERE id = $1 AND password_hash IS NOT NULL")
                 .bind(subject)
@@ -88,6 +88,17 @@ impl Store {
         .into_iter()
         .map(Passkey::try_from)
         .collect()
+    }
+
+    /// Whether the person has one that is not blocked.
+    pub(crate) async fn has_passkey(&self, subject: &str) -> Result<bool, StoreError> {
+        let found: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM passkeys WHERE person_id = $1 AND blocked_at IS NULL",
+        )
+        .bind(subject)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(found > 0)
     }
 
     pub(crate) async fn passkey_ids(&self, subject: &str) -> Result<Vec<CredentialID>, StoreError> {

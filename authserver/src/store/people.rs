@@ -233,7 +233,7 @@ impl Store {
     }
 }
 
-fn found(rows: u64, name: &UserName) -> Result<(), StoreError> {
+pub(super) fn found(rows: u64, name: &UserName) -> Result<(), StoreError> {
     if rows == 0 { Err(StoreError::NoSuchPerson(name.to_string())) } else { Ok(()) }
 }
 

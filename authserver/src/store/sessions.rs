@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
-use super::{Person, Store, StoreError, people::PersonRow, seconds, time};
+use super::{Authentication, Person, Store, StoreError, people::PersonRow, seconds, time, to_json};
 use crate::secret::{self, Secret};
 
 /// How exactly the last use is known: a write per request would be a write for nothing.
@@ -20,9 +20,9 @@ pub struct Session {
     /// `sid`.
     pub id: String,
     pub person: Person,
-    /// How the person proved who they are (`amr`, RFC 8176).
-    pub method: String,
-    /// `auth_time`.
+    /// How the person proved who they are, and when they last did.
+    pub authentication: Authentication,
+    /// When the session began; for a device's, the one that approved it.
     pub signed_in_at: Timestamp,
     pub expires_at: Timestamp,
 }
@@ -38,6 +38,9 @@ impl Session {
 pub(super) struct SessionRow {
     sid: String,
     method: String,
+    auth_time: Option<i64>,
+    amr: Option<String>,
+    acr: Option<String>,
     session_created_at: i64,
     used_at: i64,
     expires_at: i64,
@@ -63,10 +66,17 @@ impl SessionRow {
         if !alive {
             return Ok(None);
         }
+        let authentication = Authentication::read(
+            self.method,
+            self.session_created_at,
+            self.auth_time,
+            self.amr.as_deref(),
+            self.acr,
+        )?;
         Ok(Some(Session {
             id: self.sid,
             person,
-            method: self.method,
+            authentication,
             signed_in_at: time(self.session_created_at)?,
             expires_at: time(self.expires_at)?,
         }))
@@ -91,6 +101,8 @@ pub struct SessionEntry {
     pub user: UserName,
     pub method: String,
     pub signed_in_at: Timestamp,
+    /// When they last proved who they are; none when that is not known.
+    pub authenticated_at: Option<Timestamp>,
     /// To the minute.
     pub used_at: Timestamp,
     pub expires_at: Timestamp,
@@ -109,6 +121,7 @@ struct EntryRow {
     id: String,
     name: String,
     method: String,
+    auth_time: Option<i64>,
     created_at: i64,
     used_at: i64,
     expires_at: i64,
@@ -121,10 +134,12 @@ struct EntryRow {
 impl TryFrom<EntryRow> for SessionEntry {
     type Error = StoreError;
     fn try_from(row: EntryRow) -> Result<Self, StoreError> {
+        let proof = Authentication::read(row.method, row.created_at, row.auth_time, None, None)?;
         Ok(Self {
             id: row.id,
             user: row.name.parse().map_err(|_| StoreError::Damaged("a person's name"))?,
-            method: row.method,
+            method: proof.method,
+            authenticated_at: proof.at,
             signed_in_at: time(row.created_at)?,
             used_at: time(row.used_at)?,
             expires_at: time(row.expires_at)?,
@@ -146,7 +161,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<SessionEntry>, StoreError> {
         sqlx::query_as::<_, EntryRow>(
-            "SELECT s.id, p.name, s.method, s.created_at, s.used_at, s.expires_at, s.client_id,
+            "SELECT s.id, p.name, s.method, s.auth_time, s.created_at, s.used_at, s.expires_at, s.client_id,
                     s.address, s.agent, s.browser
              FROM sessions s JOIN people p ON p.id = s.person_id
              WHERE s.ended_at IS NULL AND s.expires_at > $1 AND ($2 = '' OR p.name = $2)
@@ -198,7 +213,7 @@ impl Store {
     pub async fn begin_session(
         &self,
         person: Person,
-        method: &str,
+        authentication: &Authentication,
         max: Duration,
         now: Timestamp,
     ) -> Result<(Session, Secret), StoreError> {
@@ -207,27 +222,30 @@ impl Store {
         // Whoever disables the person at this moment does so before us, or ends this session too.
         let done = sqlx::query(self.dialect.pick(
             "INSERT INTO sessions
-             (id, secret_digest, person_id, method, created_at, used_at, expires_at)
-             SELECT $1, $2, id, $4, $5, $5, $6 FROM people WHERE id = $3 AND disabled_at IS NULL",
+             (id, secret_digest, person_id, method, created_at, used_at, expires_at, auth_time, amr, acr)
+             SELECT $1, $2, id, $4, $5, $5, $6, $7, $8, $9 FROM people WHERE id = $3 AND disabled_at IS NULL",
             "INSERT INTO sessions
-             (id, secret_digest, person_id, method, created_at, used_at, expires_at)
-             SELECT $1, $2, id, $4, $5, $5, $6 FROM people WHERE id = $3 AND disabled_at IS NULL
+             (id, secret_digest, person_id, method, created_at, used_at, expires_at, auth_time, amr, acr)
+             SELECT $1, $2, id, $4, $5, $5, $6, $7, $8, $9 FROM people WHERE id = $3 AND disabled_at IS NULL
              FOR SHARE",
         ))
         .bind(&id)
         .bind(secret.digest())
         .bind(&person.subject)
-        .bind(method)
+        .bind(&authentication.method)
         .bind(now.as_second())
         .bind(expires_at)
+        .bind(authentication.at.map(Timestamp::as_second))
+        .bind(to_json(&authentication.amr))
+        .bind(&authentication.acr)
         .execute(&self.pool)
         .await?;
         if done.rows_affected() == 0 {
             return Err(StoreError::NoSuchPerson(person.name.to_string()));
         }
         let expires_at = time(expires_at)?;
-        let method = method.to_owned();
-        Ok((Session { id, person, method, signed_in_at: now, expires_at }, secret))
+        let authentication = authentication.clone();
+        Ok((Session { id, person, authentication, signed_in_at: now, expires_at }, secret))
     }
 
     /// The session of a browser's cookie, if it is alive. Counts as a use.
@@ -256,8 +274,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Session>, StoreError> {
         let row: Option<SessionRow> = sqlx::query_as(
-            "SELECT s.id AS sid, s.method, s.created_at AS session_created_at, s.used_at,
-                    s.expires_at, s.ended_at, p.id, p.name, p.email, p.groups, p.disabled_at
+            "SELECT s.id AS sid, s.method, s.auth_time, s.amr, s.acr,
+                    s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
+                    p.id, p.name, p.email, p.groups, p.disabled_at
              FROM sessions s JOIN people p ON p.id = s.person_id WHERE s.id = $1",
         )
         .bind(id)

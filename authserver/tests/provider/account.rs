@@ -95,6 +95,23 @@ async fn a_personal_token_makes_none_that_outlives_it_or_can_do_more() {
 }
 
 #[tokio::test]
+async fn a_token_of_a_sign_in_that_is_a_while_ago_makes_no_personal_one() {
+    let server = Server::start().await;
+    let code = Browser::default().code(&server).await;
+    let (_, tokens) = server.redeem(GATE, &code).await;
+    server.wait(15 * 60);
+    let (_, later) = server.refresh(text(&tokens, "refresh_token")).await;
+    let access = text(&later, "access_token");
+    let response = server.api(Method::POST, "/tokens", access, json!({ "name": "month" })).await;
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    assert!(response.text().await.unwrap().contains("sign in again"));
+    assert_eq!(
+        server.api(Method::GET, "/tokens", access, Value::Null).await.status(),
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
 async fn operators_choose_lifetime_and_audience() {
     let server = Server::start().await;
     let verifier = server.verifier().await;

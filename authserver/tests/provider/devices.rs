@@ -214,6 +214,47 @@ async fn attack_14_guesses_and_floods_are_limited() {
 }
 
 #[tokio::test]
+async fn attack_14_only_a_fresh_sign_in_approves_a_device() {
+    let server = Server::start().await;
+    let mut browser = Browser::default();
+    browser.code(&server).await;
+    server.wait(14 * 60);
+    let started = start(&server).await;
+    let code = text(&started, "user_code");
+    let page = submit(&mut browser, &server, &[("user_code", code)]).await.text().await.unwrap();
+    let sealed = ticket(&page);
+    server.wait(60);
+    // The page was open while the sign-in got old, or the code is typed then.
+    let approve = [("ticket", sealed.as_str()), ("decision", "approve")];
+    let confirm = format!("/account/confirm?user_code={code}");
+    for form in [&approve[..], &[("user_code", code)]] {
+        let response = submit(&mut browser, &server, form).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        let page = response.text().await.unwrap();
+        assert!(page.contains(&confirm) && !page.contains("Television"), "{page}");
+    }
+    assert_eq!(error(&server, &started).await, "authorization_pending");
+    // Whoever signs in again finds the code.
+    let page = browser.open(&server, &confirm).await.text().await.unwrap();
+    let to = location(&browser.submit(&server, &ticket(&page), "alice", PASSWORD).await);
+    assert_eq!(to, format!("/device?user_code={code}"));
+    let page = submit(&mut browser, &server, &[("user_code", code)]).await.text().await.unwrap();
+    let sealed = ticket(&page);
+    submit(&mut browser, &server, &[("ticket", &sealed), ("decision", "approve")]).await;
+    server.wait(5);
+    assert_eq!(poll(&server, &started).await.0, StatusCode::OK);
+    // To refuse one takes nothing.
+    server.wait(9 * 60);
+    let started = start(&server).await;
+    let code = [("user_code", text(&started, "user_code"))];
+    let page = submit(&mut browser, &server, &code).await.text().await.unwrap();
+    let sealed = ticket(&page);
+    server.wait(6 * 60);
+    submit(&mut browser, &server, &[("ticket", &sealed), ("decision", "deny")]).await;
+    assert_eq!(error(&server, &started).await, "access_denied");
+}
+
+#[tokio::test]
 async fn a_device_whose_person_is_gone_gets_nothing() {
     let server = Server::start().await;
     let started = start(&server).await;

@@ -45,7 +45,7 @@ pub(super) async fn sign_in(
 }
 
 /// The path of one of our addresses.
-fn ours(address: &str) -> &str {
+pub(super) fn ours(address: &str) -> &str {
     address.strip_prefix(ISSUER).unwrap()
 }
 
@@ -473,7 +473,7 @@ async fn who_has_to_prove_it_again_is_asked_again_by_the_provider() {
     let back = upstream.sign_in_with(&mut there, &plain, "u-1").await;
     let (status, html) = page(browser.open(&server, ours(&back)).await).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-    assert!(html.contains("could not be verified"), "{html}");
+    assert!(html.contains("does not say when it last asked who you are"), "{html}");
     let to = location(&browser.open(&server, &path).await);
     let back = upstream.sign_in_with(&mut there, &to, "u-1").await;
     assert!(location(&browser.open(&server, ours(&back)).await).starts_with(CALLBACK));

@@ -20,6 +20,7 @@ mod passkeys;
 mod pushed;
 mod revocations;
 mod rotation;
+mod second_proof;
 mod service_accounts;
 mod sessions;
 mod shown_tokens;

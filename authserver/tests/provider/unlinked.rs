@@ -13,6 +13,9 @@ async fn an_account_that_is_untied_ends_its_sessions_and_no_others() {
         upstream.set(who, carol(), false).await;
     }
     let server = server(&[&corp, &lab], false, json!({})).await;
+    // So that she may approve a device.
+    let says = json!({ "auth_time": server.now().as_second() });
+    corp.set_saying("u-1", carol(), says).await;
     let name = "carol".parse().unwrap();
     let (mut at_corp, mut at_lab) = (Browser::default(), Browser::default());
     // Which of the two, we ask; the sign-in goes on where it began.

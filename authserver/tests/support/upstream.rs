@@ -85,6 +85,15 @@ impl Upstream {
         assert!(response.status().is_success());
     }
 
+    /// Adds or changes somebody whose ID tokens say that besides, whatever the provider knows; null is
+    /// nothing.
+    pub async fn set_saying(&self, id: &str, claims: Value, says: Value) {
+        let url = format!("{}/people/{id}", self.issuer());
+        let body = json!({ "claims": claims, "says": says });
+        let response = self.http.put(url).json(&body).send().await.unwrap();
+        assert!(response.status().is_success());
+    }
+
     /// Signs in there, as a browser that knows nothing yet; returns where it is sent back to.
     pub async fn sign_in(&self, url: &str, who: &str) -> String {
         self.sign_in_with(&mut BTreeMap::new(), url, who).await

@@ -12,7 +12,8 @@ const [redirectUri, postLogoutUri, port] = process.argv.slice(2);
 const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const key = { ...privateKey.export({ format: 'jwk' }), kid: randomUUID(), use: 'sig', alg: 'RS256' };
 
-// By account id: the claims, and whether they may sign in.
+// By account id: the claims, whether they may sign in, and what their ID tokens say in place of what this
+// provider knows (null: nothing).
 const people = new Map();
 
 const server = http.createServer();
@@ -43,6 +44,16 @@ server.listen(Number(port ?? 0), '127.0.0.1', () => {
       ctx.body = out;
     },
   });
+
+  const { payload } = provider.IdToken.prototype;
+  provider.IdToken.prototype.payload = async function said() {
+    const claims = await payload.call(this);
+    for (const [name, value] of Object.entries(people.get(claims.sub)?.says ?? {})) {
+      if (value === null) delete claims[name];
+      else claims[name] = value;
+    }
+    return claims;
+  };
 
   const callback = provider.callback();
   server.on('request', async (request, response) => {

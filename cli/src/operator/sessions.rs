@@ -1,6 +1,7 @@
 //! `dormouse auth session ...`
 
 use anyhow::bail;
+use authserver::SessionEntry;
 use clap::{Args, Subcommand};
 use domain::name::UserName;
 use jiff::Timestamp;
@@ -67,6 +68,13 @@ impl SessionOrder {
     }
 }
 
+fn line(session: &SessionEntry) -> String {
+    let SessionEntry { id, user, used_at, .. } = session;
+    let authenticated = session.authenticated_at.map(|at| at.to_string());
+    let authenticated = authenticated.unwrap_or_else(|| "unknown".to_owned());
+    format!("{id}  {user}  authenticated {authenticated}  last used {used_at}")
+}
+
 pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<Done> {
     match order {
         SessionOrder::List(ListOptions { place, user }) => {
@@ -75,7 +83,7 @@ pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<Done> {
                 if place.json {
                     println!("{}", json!(session));
                 } else {
-                    println!("{}  {}  last used {}", session.id, session.user, session.used_at);
+                    println!("{}", line(&session));
                 }
             }
             Ok(Done::default())
@@ -105,5 +113,31 @@ pub async fn run(order: SessionOrder, now: Timestamp) -> anyhow::Result<Done> {
             };
             Ok(Done::acted(act).answering(answer))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_says_when_somebody_was_last_authenticated_or_that_nobody_knows() {
+        let at = Timestamp::from_second(1_800_000_000).unwrap();
+        let session = |authenticated_at| SessionEntry {
+            id: "s-1".to_owned(),
+            user: "carol".parse().unwrap(),
+            method: "fed".to_owned(),
+            signed_in_at: at,
+            authenticated_at,
+            used_at: at,
+            expires_at: at,
+            device: None,
+            address: None,
+            agent: None,
+            browser: None,
+        };
+        assert!(line(&session(None)).contains("carol  authenticated unknown"));
+        assert!(line(&session(Some(at))).contains("authenticated 2027-01-15T08:00:00Z"));
+        assert!(json!(session(None))["authenticated_at"].is_null());
     }
 }

@@ -11,10 +11,11 @@ struct Auth {
 }
 
 /// One call of each command, with the verb of what it changes.
-const CALLS: [(&str, Option<&str>); 24] = [
+const CALLS: [(&str, Option<&str>); 25] = [
     ("user add --name carol", Some("person-added")),
     ("user list", None),
     ("user show --name carol", None),
+    ("user second-password --name carol", Some("second-password-set")),
     ("user disable --name carol", Some("person-disabled")),
     ("user enable --name carol", Some("person-enabled")),
     ("user link-upstream --name carol --provider P --subject S", Some("upstream-linked")),

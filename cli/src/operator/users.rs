@@ -27,6 +27,15 @@ pub enum UserOrder {
     /// Show one person, with their passkeys and their accounts at providers
     #[command(after_help = "Example:\n  dormouse auth user show --data-dir .dormouse --name alice")]
     Show(Named),
+    /// Give somebody of a provider a password that signs them in nowhere, read from standard input
+    ///
+    /// With it they show, once the provider has let them in, that it is still them: for a provider that
+    /// does not say when it last asked. They need it until they have a passkey.
+    #[command(
+        after_help = "Examples:\n  dormouse auth user second-password --data-dir .dormouse --name carol < password.txt\n  \
+                      dormouse auth user second-password --data-dir .dormouse --name carol --remove"
+    )]
+    SecondPassword(SecondPasswordOptions),
     /// Keep a person out; their sessions and tokens end
     Disable(Named),
     /// Let a disabled person in again
@@ -65,6 +74,15 @@ pub struct LinkOptions {
 }
 
 #[derive(Args)]
+pub struct SecondPasswordOptions {
+    #[command(flatten)]
+    named: Named,
+    /// Take it away
+    #[arg(long)]
+    remove: bool,
+}
+
+#[derive(Args)]
 pub struct AddOptions {
     #[command(flatten)]
     place: Place,
@@ -84,6 +102,10 @@ impl UserOrder {
         match self {
             Self::List(_) | Self::Show(_) => None,
             Self::Add(AddOptions { place, name, .. }) => person(place, "person-added", name),
+            Self::SecondPassword(SecondPasswordOptions { named, remove }) => {
+                let did = if *remove { "second-password-removed" } else { "second-password-set" };
+                person(&named.place, did, &named.name)
+            }
             Self::Disable(Named { place, name }) => person(place, "person-disabled", name),
             Self::Enable(Named { place, name }) => person(place, "person-enabled", name),
             Self::LinkUpstream(options) => options.change("upstream-linked"),
@@ -111,6 +133,14 @@ pub async fn run(order: UserOrder, now: Timestamp) -> anyhow::Result<Done> {
         UserOrder::Add(options) => add(options, now).await,
         UserOrder::List(place) => list(&place).await,
         UserOrder::Show(named) => show(named).await,
+        UserOrder::SecondPassword(SecondPasswordOptions {
+            named: Named { place, name },
+            remove,
+        }) => {
+            let password = if remove { None } else { Some(read_password()?) };
+            place.open().await?.set_second_password(&name, password.as_deref()).await?;
+            Ok(Done::default())
+        }
         UserOrder::Disable(Named { place, name }) => {
             place.open().await?.disable_user(&name, now).await?;
             Ok(Done::default())
@@ -131,6 +161,18 @@ pub async fn run(order: UserOrder, now: Timestamp) -> anyhow::Result<Done> {
 async fn add(options: AddOptions, now: Timestamp) -> anyhow::Result<Done> {
     let AddOptions { place, name, email, groups } = options;
     let store = place.open().await?;
+    let password = read_password()?;
+    let person = NewPerson { name, email, groups };
+    let is_new = store.save_user(&person, &password, now).await?;
+    let did = if is_new { "person-added" } else { "person-changed" };
+    let groups = match person.groups.join(", ") {
+        none if none.is_empty() => "no groups".to_owned(),
+        groups => format!("groups {groups}"),
+    };
+    Ok(Done::acted(Act::new(did, named(&person.name)).with(format!("{groups}; a password"))))
+}
+
+fn read_password() -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
         eprintln!("Password, then Enter and Ctrl-D:");
     }
@@ -140,14 +182,7 @@ async fn add(options: AddOptions, now: Timestamp) -> anyhow::Result<Done> {
     if password.is_empty() {
         bail!("the password is empty; write it to standard input");
     }
-    let person = NewPerson { name, email, groups };
-    let is_new = store.save_user(&person, password, now).await?;
-    let did = if is_new { "person-added" } else { "person-changed" };
-    let groups = match person.groups.join(", ") {
-        none if none.is_empty() => "no groups".to_owned(),
-        groups => format!("groups {groups}"),
-    };
-    Ok(Done::acted(Act::new(did, named(&person.name)).with(format!("{groups}; a password"))))
+    Ok(password.to_owned())
 }
 
 async fn list(place: &Place) -> anyhow::Result<Done> {
@@ -188,7 +223,7 @@ async fn unlink(options: &LinkOptions, now: Timestamp) -> anyhow::Result<Done> {
     let answer = if place.json {
         let ways = json!({
             "password": is_local && done.left.password,
-            "passkeys": if is_local { done.left.passkeys } else { 0 },
+            "passkeys": if signs_in_by_passkey(&done.left, is_local) { done.left.passkeys } else { 0 },
             "providers": done.left.providers,
         });
         let locked_out = left.is_empty();
@@ -207,12 +242,17 @@ fn in_words(ways: &Ways, is_local: bool) -> Vec<String> {
     if is_local && ways.password {
         words.push("a password".to_owned());
     }
-    if is_local && ways.passkeys > 0 {
+    if signs_in_by_passkey(ways, is_local) {
         words.push("a passkey".to_owned());
     }
     let providers = ways.providers.iter();
     words.extend(providers.map(|at| format!("subject {} of {}", at.subject, at.issuer)));
     words
+}
+
+/// For who has no password of their own a passkey is no more than a second proof.
+fn signs_in_by_passkey(ways: &Ways, is_local: bool) -> bool {
+    is_local && ways.password && ways.passkeys > 0
 }
 
 async fn show(Named { place, name }: Named) -> anyhow::Result<Done> {
@@ -222,11 +262,12 @@ async fn show(Named { place, name }: Named) -> anyhow::Result<Done> {
     };
     let passkeys = store.passkeys(&person.subject).await?;
     let ways = store.ways_to_sign_in(&person.subject).await?;
+    let second = store.has_own_second_password(&person.subject).await?;
     if place.json {
         let line = json!({
             "name": person.name, "subject": person.subject, "email": person.email,
             "groups": person.groups, "disabled": person.disabled_at.is_some(),
-            "password": ways.password, "passkeys": passkeys, "providers": ways.providers,
+            "password": ways.password, "second_password": second, "passkeys": passkeys, "providers": ways.providers,
         });
         println!("{line}");
         return Ok(Done::default());
@@ -239,6 +280,9 @@ async fn show(Named { place, name }: Named) -> anyhow::Result<Done> {
         println!("disabled  since {since}");
     }
     println!("password  {}", if ways.password { "yes" } else { "none" });
+    if second {
+        println!("          and one that is a second proof");
+    }
     println!("passkeys  {}", if passkeys.is_empty() { "none" } else { "" });
     for passkey in &passkeys {
         println!("  {}", passkeys::line(passkey));

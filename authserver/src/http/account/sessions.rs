@@ -13,7 +13,7 @@ use crate::{
     },
     scope,
     server::Server,
-    store::{Application, Session, SessionEntry, StoreError},
+    store::{Application, FEDERATED, Session, SessionEntry, StoreError},
 };
 
 /// Sessions of one person that are shown.
@@ -32,6 +32,8 @@ pub(in crate::http) struct Line {
     pub method: &'static str,
     /// To the minute.
     pub began: String,
+    /// When they last proved who they are, if that is known.
+    pub proved: Option<String>,
     pub used: String,
 }
 
@@ -87,6 +89,7 @@ pub(super) async fn lines(
             address: entry.address,
             method: means(&entry.method),
             began: minute(entry.signed_in_at),
+            proved: entry.authenticated_at.map(minute),
             used: minute(entry.used_at),
             id: entry.id,
         };
@@ -144,7 +147,7 @@ fn means(method: &str) -> &'static str {
     match method {
         "pwd" => "a password",
         "pop" => "a passkey",
-        "fed" => "another provider",
+        FEDERATED => "another provider",
         _ => "another means",
     }
 }

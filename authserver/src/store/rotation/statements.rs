@@ -35,7 +35,7 @@ pub(in crate::store) const OF_OLD_TOKEN: &str =
 pub(super) const READ: Statement = Statement {
     sqlite: "SELECT CAST(j.value->>'n' AS BIGINT) AS n, r.grant_id, g.client_id, g.scope,
                 g.revoked_at, r.generation, r.rotated_at, x.resources, s.id AS sid, s.method,
-                s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
+                s.auth_time, s.amr, s.acr, s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
                 p.id, p.name, p.email, p.groups, p.disabled_at
          FROM json_each($1) j
          JOIN refresh_tokens r
@@ -48,7 +48,7 @@ pub(super) const READ: Statement = Statement {
          LEFT JOIN grant_resources x ON x.grant_id = g.id",
     postgres: "SELECT CAST(j.value->>'n' AS BIGINT) AS n, r.grant_id, g.client_id, g.scope,
                 g.revoked_at, r.generation, r.rotated_at, x.resources, s.id AS sid, s.method,
-                s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
+                s.auth_time, s.amr, s.acr, s.created_at AS session_created_at, s.used_at, s.expires_at, s.ended_at,
                 p.id, p.name, p.email, p.groups, p.disabled_at
          FROM jsonb_array_elements($1::jsonb) j
          JOIN refresh_tokens r
