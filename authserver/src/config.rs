@@ -13,7 +13,7 @@ use crate::{
     database::Database,
     federation::ProviderConfig,
     issuer::Issuer,
-    master_key::{MasterKey, MasterKeyText},
+    master_key::{MasterKey, MasterKeyText, MasterKeys},
 };
 
 /// Settings of `dormouse authserver`.
@@ -44,6 +44,11 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub master_key: Option<MasterKeyText>,
+    /// Files with master keys that open what is in the database and seal nothing: the next one, before
+    /// the master key is changed, and the one of before, until everything is sealed anew
+    /// (`dormouse auth key reseal`).
+    #[serde(default)]
+    pub other_master_key_files: Vec<PathBuf>,
     /// Make the master key's file when it is missing.
     #[serde(default)]
     pub create_master_key: bool,
@@ -108,20 +113,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// The database, with its password, and the master key: both as the server uses them. Makes
+    /// The database, with its password, and the master keys: both as the server uses them. Makes
     /// nothing.
-    pub fn storage(&self) -> anyhow::Result<(Database, Option<MasterKey>)> {
+    pub fn storage(&self) -> anyhow::Result<(Database, MasterKeys)> {
         let database = match &self.database_password_file {
             Some(file) => self.database.clone().with_password(&runtime::secret::read(file)?),
             None => self.database.clone(),
         };
-        let master_key = match (&self.master_key_file, &self.master_key) {
+        let current = match (&self.master_key_file, &self.master_key) {
             (Some(_), Some(_)) => bail!("set master_key_file or master_key, not both"),
             (Some(file), None) => Some(MasterKey::from_file(file)?),
             (None, Some(text)) => Some(text.parse()?),
             (None, None) => None,
         };
-        Ok((database, master_key))
+        let others = self.other_master_key_files.iter().map(|file| MasterKey::from_file(file));
+        Ok((database, MasterKeys { current, others: others.collect::<Result<_, _>>()? }))
     }
 }
 

@@ -42,11 +42,10 @@ pub use self::{
     database::Database,
     federation::ProviderConfig,
     issuer::{GATE_CALLBACK, Issuer},
-    master_key::{MasterKey, MasterKeyError},
+    master_key::{MasterKey, MasterKeyError, MasterKeys, Under},
     server::{Authserver, Clock, serve},
     store::{
-        Authentication, ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken,
-        NewServiceAccount, Passkey, Person, PersonalToken, Proof, ServiceAccountEntry,
+        Authentication, ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey, Person, PersonalToken, Proof, Replaced, Resealed, SecretEntry, ServiceAccountEntry,
         SessionEntry, SshKey, Store, StoreError, Unlinked, Ways,
     },
 };

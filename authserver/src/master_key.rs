@@ -5,7 +5,7 @@ use std::{fmt, path::Path, sync::Arc};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use runtime::secret::SecretError;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::secret::random;
@@ -86,6 +86,63 @@ impl fmt::Debug for MasterKey {
     }
 }
 
+/// The key that seals what is written, and others that open what is there: while the key is changed
+/// replicas have both.
+#[derive(Debug, Clone, Default)]
+pub struct MasterKeys {
+    /// Without it what is written stays in the clear.
+    pub current: Option<MasterKey>,
+    /// Open, and seal nothing.
+    pub others: Vec<MasterKey>,
+}
+
+impl From<Option<MasterKey>> for MasterKeys {
+    fn from(current: Option<MasterKey>) -> Self {
+        Self { current, others: Vec::new() }
+    }
+}
+
+/// What something in the database is sealed under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Under {
+    Nothing,
+    /// The key that seals.
+    Current,
+    /// One of those that open only.
+    Other,
+    /// A key that was not named.
+    Unknown,
+}
+
+impl MasterKeys {
+    pub fn is_empty(&self) -> bool {
+        self.current.is_none() && self.others.is_empty()
+    }
+
+    /// In the clear without a current key.
+    pub fn seal(&self, name: &str, plain: &[u8]) -> Option<Vec<u8>> {
+        match &self.current {
+            Some(key) => key.seal(name, plain),
+            None => Some(plain.to_vec()),
+        }
+    }
+
+    /// With whichever key opens it, and which that is. None for what is under [`Under::Unknown`].
+    pub fn open(&self, name: &str, kept: &[u8]) -> Option<(Under, Zeroizing<Vec<u8>>)> {
+        if !is_sealed(kept) {
+            return Some((Under::Nothing, Zeroizing::new(kept.to_vec())));
+        }
+        let opened = |under, key: &MasterKey| Some((under, key.open(name, kept)?));
+        let current = self.current.as_ref().and_then(|key| opened(Under::Current, key));
+        current.or_else(|| self.others.iter().find_map(|key| opened(Under::Other, key)))
+    }
+
+    pub fn under(&self, name: &str, kept: &[u8]) -> Under {
+        self.open(name, kept).map_or(Under::Unknown, |(under, _)| under)
+    }
+}
+
 pub fn is_sealed(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC) && bytes.len() > MAGIC.len() + NONCE + TAG
 }
@@ -111,6 +168,40 @@ mod tests {
             assert!(key.open("token key k1", &bad).is_none());
             assert!(key.open("token key k1", &sealed[..position]).is_none());
         }
+    }
+
+    #[test]
+    fn several_keys_open_and_one_seals() {
+        let key = |byte| MasterKey::from_text(&STANDARD.encode([byte; 32])).unwrap();
+        let keys = |current: Option<u8>, others: &[u8]| MasterKeys {
+            current: current.map(key),
+            others: others.iter().copied().map(key).collect(),
+        };
+        let (old, new) = (keys(Some(1), &[2]), keys(Some(2), &[1]));
+        let (by_old, by_new) = (old.seal("n", b"p").unwrap(), new.seal("n", b"p").unwrap());
+        // Two replicas in the middle of a change read each other's.
+        assert_eq!(
+            (old.under("n", &by_old), old.under("n", &by_new)),
+            (Under::Current, Under::Other)
+        );
+        assert_eq!(
+            (new.under("n", &by_old), new.under("n", &by_new)),
+            (Under::Other, Under::Current)
+        );
+        assert_eq!(&**new.open("n", &by_old).unwrap().1, b"p");
+        let after = keys(Some(2), &[]);
+        assert_eq!(
+            (after.under("n", &by_old), after.under("n", &by_new)),
+            (Under::Unknown, Under::Current)
+        );
+        // Before there is one that seals.
+        let first = keys(None, &[1]);
+        assert_eq!(first.seal("n", b"p").unwrap(), b"p");
+        assert_eq!(
+            (first.under("n", &by_old), first.under("n", b"p")),
+            (Under::Other, Under::Nothing)
+        );
+        assert!(!first.is_empty() && keys(None, &[]).is_empty());
     }
 
     #[test]

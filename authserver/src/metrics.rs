@@ -1,6 +1,7 @@
 //! What is counted.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use domain::token::KEYS_MAX;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
 pub(crate) struct Metrics {
     /// By `outcome`: `succeeded`, `refused`, `throttled`.
@@ -13,6 +14,9 @@ pub(crate) struct Metrics {
     pub token_refusals: IntCounterVec,
     /// By `route`, a pattern of the router, and `status`, a class such as `2xx`.
     pub requests: HistogramVec,
+    /// Keys that are published. Gateways take a set of [`KEYS_MAX`] at most, and with more of them the
+    /// one of before.
+    pub signing_keys: IntGauge,
 }
 
 impl Metrics {
@@ -31,7 +35,15 @@ impl Metrics {
             &["route", "status"],
         )?;
         registry.register(Box::new(requests.clone()))?;
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(format!("dormouse_authserver_{name}"), help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        gauge("signing_keys_max", "The most published keys that gateways take.")?
+            .set(i64::try_from(KEYS_MAX).unwrap_or(i64::MAX));
         Ok(Self {
+            signing_keys: gauge("signing_keys", "Signing keys that are published.")?,
             sign_ins: counter("sign_ins_total", "Sign-ins tried, by outcome.", "outcome")?,
             groups_unknown: counter(
                 "groups_unknown_total",
@@ -46,5 +58,9 @@ impl Metrics {
             )?,
             requests,
         })
+    }
+
+    pub fn count_keys(&self, published: usize) {
+        self.signing_keys.set(i64::try_from(published).unwrap_or(i64::MAX));
     }
 }

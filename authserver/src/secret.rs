@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
@@ -92,19 +93,25 @@ pub enum Purpose {
     SshKey,
 }
 
-/// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256.
+/// Seals (authenticates, does not hide) small payloads with HMAC-SHA-256. Its key may change beside
+/// requests; what an earlier one sealed does not open any more.
 pub struct Sealer {
-    key: hmac::Key,
+    key: ArcSwap<hmac::Key>,
 }
 
 impl Sealer {
     pub fn new(key: &[u8]) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+        Self { key: ArcSwap::from_pointee(hmac::Key::new(hmac::HMAC_SHA256, key)) }
+    }
+
+    /// Goes on with the key of another one.
+    pub fn replace(&self, other: Self) {
+        self.key.store(other.key.into_inner());
     }
 
     /// `payload.tag`, both in base64url.
     pub fn seal(&self, purpose: Purpose, payload: &[u8]) -> String {
-        let tag = hmac::sign(&self.key, &message(purpose, payload));
+        let tag = hmac::sign(&self.key.load(), &message(purpose, payload));
         format!("{}.{}", URL_SAFE_NO_PAD.encode(payload), URL_SAFE_NO_PAD.encode(tag.as_ref()))
     }
 
@@ -115,7 +122,7 @@ impl Sealer {
         let (payload, tag) = sealed.split_once('.')?;
         let payload = URL_SAFE_NO_PAD.decode(payload).ok()?;
         let tag = URL_SAFE_NO_PAD.decode(tag).ok()?;
-        hmac::verify(&self.key, &message(purpose, &payload), &tag).ok()?;
+        hmac::verify(&self.key.load(), &message(purpose, &payload), &tag).ok()?;
         Some(payload)
     }
 }
@@ -156,6 +163,10 @@ mod tests {
             assert_ne!(sealer.open(Purpose::SignIn, &text).as_deref(), Some(&b"payload"[..]));
         }
         assert!(sealer.open(Purpose::SignIn, "").is_none());
+        sealer.replace(Sealer::new(&[9; 32]));
+        assert!(sealer.open(Purpose::SignIn, &sealed).is_none());
+        let sealed = sealer.seal(Purpose::SignIn, b"payload");
+        assert!(Sealer::new(&[9; 32]).open(Purpose::SignIn, &sealed).is_some());
         assert!(sealer.open(Purpose::SignIn, &"a.".repeat(SEAL_MAX)).is_none());
     }
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -38,7 +38,6 @@ use crate::{
     passkey::RelyingParty,
     secret::Sealer,
     signing::Keys,
-    ssh_authority::SshAuthority,
     store::{KeyPlan, Refreshes, Standing, Store, StoreError, advance},
     throttle::Throttle,
 };
@@ -91,7 +90,8 @@ pub(crate) struct Server {
     pub clients: KnownClients,
     pub key_sets: KeySets,
     pub ring: Keys,
-    key_version: AtomicI64,
+    /// Of the keys that are in use here.
+    pub key_version: watch::Sender<i64>,
     key_plan: KeyPlan,
     pub verifier: Verifier,
     pub sealer: Sealer,
@@ -104,7 +104,6 @@ pub(crate) struct Server {
     pub revocation_epoch: String,
     pub federation: Federation,
     pub passkeys: RelyingParty,
-    pub ssh_authority: SshAuthority,
     pub ssh_certificate_lifetime: Duration,
     pub ssh_key_lifetime: Duration,
     throttle: Mutex<Throttle>,
@@ -202,16 +201,21 @@ impl Server {
         self.check_keys().await
     }
 
-    /// Takes over signing keys that another replica or an operator has made or removed.
+    /// Takes over signing keys that another replica or an operator has made or removed, and secrets
+    /// that were replaced with them: all, or none until the next look.
     async fn check_keys(&self) -> Result<(), StoreError> {
         let version = self.store.key_version().await?;
-        if self.key_version.load(Ordering::Acquire) != version {
+        if *self.key_version.borrow() != version {
             let ring = self.store.key_ring(self.now()).await?;
+            let sealer = self.store.sealer().await?;
+            self.store.check_refresh_keys().await?;
+            self.sealer.replace(sealer);
+            self.metrics.count_keys(ring.len());
             if let Ok(keys) = KeySet::from_json(ring.jwks().as_bytes()) {
                 self.verifier.set_keys(keys);
             }
             self.ring.replace(ring);
-            self.key_version.store(version, Ordering::Release);
+            self.key_version.send_replace(version);
         }
         Ok(())
     }
@@ -246,15 +250,17 @@ impl Authserver {
             notice: config.signing_key_notice,
             longest_token: config.access_token_lifetime,
         };
-        key_plan.check(config.personal_token_max.max(config.access_token_lifetime))?;
+        let longest = config.personal_token_max.max(config.access_token_lifetime);
+        key_plan.check(longest)?;
         let federation = Federation::new(&config.providers, config.local_sign_in, &config.issuer)?;
         if config.create_master_key
             && let (Some(file), None) = (&config.master_key_file, &config.master_key)
         {
             MasterKey::from_file_or_new(file)?;
         }
-        let (database, master_key) = config.storage()?;
-        let store = Store::open_with(&database, master_key).await?;
+        let (database, master_keys) = config.storage()?;
+        let store = Store::open_with(&database, master_keys).await?;
+        key_plan.warn(longest, store.keys_of_longer_tokens(longest, clock()).await?);
         let replica = Replica::new(clients);
         replica.take_part(&store, true, clock()).await?;
         // Before the keys: a change in between is seen later.
@@ -267,10 +273,14 @@ impl Authserver {
         };
         let verifier = Verifier::new(expected, VERIFIED);
         verifier.set_keys(KeySet::from_json(ring.jwks().as_bytes())?);
-        let ssh_authority = store.ssh_authority().await?;
+        // Made now, and read now, so that nobody starts who could not use them.
+        store.ssh_authority().await?;
+        store.check_refresh_keys().await?;
         let version = store.ssh_feed_version().await?;
         let revoked = watch::Sender::new(store.revocation_version().await?);
         let revocation_epoch = store.revocation_epoch().await?;
+        let metrics = Metrics::register(&context.registry)?;
+        metrics.count_keys(ring.len());
         let server = Server {
             portal: gate.start_page("portal"),
             issuer: config.issuer.clone(),
@@ -287,10 +297,10 @@ impl Authserver {
             clients: KnownClients::read(store.clone()).await?,
             store,
             ring: Keys::new(ring, clock.clone()),
-            key_version: AtomicI64::new(key_version),
+            key_version: watch::Sender::new(key_version),
             key_plan,
             verifier,
-            metrics: Metrics::register(&context.registry)?,
+            metrics,
             audit: context.audit.clone(),
             shutdown: context.shutdown.clone(),
             ssh_feed: watch::Sender::new(version),
@@ -298,7 +308,6 @@ impl Authserver {
             revocation_epoch,
             federation,
             passkeys: RelyingParty::new(&config.issuer)?,
-            ssh_authority,
             ssh_certificate_lifetime: config.ssh_certificate_lifetime,
             ssh_key_lifetime: config.ssh_key_lifetime,
             throttle: Mutex::default(),

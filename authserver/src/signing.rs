@@ -158,6 +158,10 @@ impl KeyRing {
         &self.jwks
     }
 
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// A JWT in compact form, signed with RS256.
     pub fn sign(
         &self,

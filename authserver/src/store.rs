@@ -23,21 +23,24 @@ mod refreshes;
 mod replicas;
 mod revocations;
 mod rotation;
+mod sealed;
+mod server_secrets;
 mod service_accounts;
 mod sessions;
 mod ssh_keys;
 mod ssh_people;
+mod theft;
 mod upstreams;
 mod withdrawals;
 
 use std::{io, sync::Arc, time::Duration};
 
-use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use sqlx::AnyPool;
 use tokio::sync::OnceCell;
 use url::Url;
 
+use self::server_secrets::KnownRefreshKeys;
 pub use self::{
     applications::Application,
     authentication::Authentication,
@@ -52,9 +55,11 @@ pub use self::{
     people::Person,
     personal_tokens::{NewPersonalToken, PersonalToken},
     refresh_token::RefreshToken,
+    sealed::{Resealed, SecretEntry},
     service_accounts::{NewServiceAccount, Proof, ServiceAccount, ServiceAccountEntry},
     sessions::{Session, SessionEntry, Whence},
     ssh_keys::{NewSshKey, SshKey},
+    theft::Replaced,
     upstreams::{Arrival, Origin, UpstreamRequest},
 };
 pub(crate) use self::{
@@ -64,7 +69,7 @@ pub(crate) use self::{
 use crate::{
     client::ClientError,
     database::Database,
-    master_key::MasterKey,
+    master_key::MasterKeys,
     password::{PasswordError, Passwords},
     secret,
     signing::SigningError,
@@ -101,8 +106,11 @@ pub enum StoreError {
          --master-key-file"
     )]
     NoMasterKey,
-    #[error("the keys in the database are sealed with another master key; use the one of before")]
-    WrongMasterKey,
+    #[error(
+        "{0} in the database is sealed with another master key; name that one with \
+         other_master_key_files, or --other-master-key-file, and run `dormouse auth key reseal`"
+    )]
+    WrongMasterKey(String),
     #[error("there is no person named {0}")]
     NoSuchPerson(String),
     #[error(transparent)]
@@ -150,8 +158,8 @@ pub struct Store {
     pool: AnyPool,
     dialect: Dialect,
     passwords: Passwords,
-    master_key: Option<MasterKey>,
-    refresh_key: Arc<OnceCell<hmac::Key>>,
+    master_keys: MasterKeys,
+    refresh_keys: Arc<KnownRefreshKeys>,
     /// Where PostgreSQL tells of what happens.
     listen_to: Option<Url>,
     /// For whom writes all the time: SQLite's, opened when it is needed.
@@ -163,24 +171,33 @@ impl Store {
     /// Opens the database, makes the file when it is missing, and brings its tables up to date. What
     /// is sealed with a master key cannot be used.
     pub async fn open(database: &Database) -> Result<Self, StoreError> {
-        Self::open_with(database, None).await
+        Self::open_with(database, MasterKeys::default()).await
     }
 
-    /// The same with the master key. What was kept in the clear before is sealed with it.
+    /// The same with the master keys. What was kept in the clear before is sealed with the current one.
     pub async fn open_with(
         database: &Database,
-        master_key: Option<MasterKey>,
+        master_keys: impl Into<MasterKeys>,
     ) -> Result<Self, StoreError> {
+        let master_keys = master_keys.into();
         let (pool, dialect) = open::pool(database).await?;
         let listen_to = match database {
             Database::Postgres(url) => Some(url.clone()),
             Database::File(_) => None,
         };
         let passwords = Passwords::default();
-        let (refresh_key, writer) = (Arc::default(), Arc::default());
+        let (refresh_keys, writer) = (Arc::default(), Arc::default());
         let database = Arc::new(database.clone());
-        let store =
-            Self { pool, dialect, passwords, master_key, refresh_key, listen_to, writer, database };
+        let store = Self {
+            pool,
+            dialect,
+            passwords,
+            master_keys,
+            refresh_keys,
+            listen_to,
+            writer,
+            database,
+        };
         store.seal_all().await?;
         Ok(store)
     }
@@ -243,6 +260,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
+        self.clean_up_secrets(now).await?;
         self.clean_up_ssh_keys(CLEAN_UP_EVERY, now).await?;
         self.clean_up_upstreams(Timestamp::from_second(now).unwrap_or_default()).await
     }

@@ -20,11 +20,11 @@ use cluster::resources::{App, Workspace};
 use domain::{
     identity::{Identity, USE},
     route::RouteTable,
-    token::Verifier,
+    token::{TokenError, Verifier, unverified_kid},
 };
 use jiff::Timestamp;
 use kube::runtime::reflector::Store;
-use runtime::service::Context;
+use runtime::{jwks::JwksFollower, service::Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::{net::TcpListener, sync::watch};
@@ -50,6 +50,8 @@ pub struct Inputs {
     pub workspaces: Store<Workspace>,
     pub apps: Store<App>,
     pub verifier: Arc<Verifier>,
+    /// Asked for the issuer's keys when a token names another one.
+    pub jwks: JwksFollower,
     /// The issuer's public URL: people see to their passkeys, tokens and keys there.
     pub issuer: String,
 }
@@ -88,7 +90,11 @@ impl Portal {
         let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token =
             value.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Refusal::NotSignedIn)?;
-        let identity = self.inputs.verifier.verify(token, now).map_err(|_| Refusal::NotSignedIn)?;
+        let verified = self.inputs.verifier.verify(token, now);
+        if matches!(verified, Err(TokenError::UnknownKey)) && unverified_kid(token).is_some() {
+            self.inputs.jwks.unknown_kid();
+        }
+        let identity = verified.map_err(|_| Refusal::NotSignedIn)?;
         may_look(&identity)?;
         Ok(identity)
     }

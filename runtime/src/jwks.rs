@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::token::{KeySet, Verifier};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use url::Url;
 
 use crate::{http::whole, service::Context};
@@ -12,13 +15,15 @@ use crate::{http::whole, service::Context};
 const REFRESH: Duration = Duration::from_secs(300);
 /// Nobody makes us ask more often than this by sending unknown key ids.
 const AT_MOST_EVERY: Duration = Duration::from_secs(5);
+/// Replicas of the issuer look for other keys every second.
+const TAKEN_OVER: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Twice as much as the most keys take (`domain::token::KEYS_MAX`).
 const SIZE_MAX: usize = 512 * 1024;
 
-/// Cheap to clone.
-#[derive(Debug, Clone)]
+/// Cheap to clone. The default follows nothing.
+#[derive(Debug, Clone, Default)]
 pub struct JwksFollower {
     asked: Arc<Notify>,
 }
@@ -27,6 +32,17 @@ impl JwksFollower {
     /// A token names a key that is not known: fetch the set again soon. Never blocks.
     pub fn unknown_kid(&self) {
         self.asked.notify_one();
+    }
+
+    /// The issuer's keys have changed: fetch them now, and once more when each of its replicas has
+    /// taken them over. Never blocks.
+    pub fn changed(&self) {
+        self.asked.notify_one();
+        let asked = self.asked.clone();
+        tokio::spawn(async move {
+            sleep(TAKEN_OVER).await;
+            asked.notify_one();
+        });
     }
 }
 
@@ -51,10 +67,7 @@ pub fn follow(
                     health.set("keys", Ok(()));
                     retry = FIRST_RETRY;
                     sleep(AT_MOST_EVERY).await;
-                    tokio::select! {
-                        () = asked.notified() => {}
-                        () = sleep(REFRESH - AT_MOST_EVERY) => {}
-                    }
+                    let _ = timeout(REFRESH - AT_MOST_EVERY, asked.notified()).await;
                 }
                 Err(error) => {
                     let error = whole(&error);

@@ -18,7 +18,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::{http::whole, service::Context};
+use crate::{http::whole, jwks::JwksFollower, service::Context};
 
 /// The feed says something every ten seconds; after this long without a word it is not believed to
 /// be up to date any more.
@@ -131,10 +131,12 @@ impl Metrics {
 
 /// Takes a snapshot and follows the events until the shutdown. Until the first snapshot the service
 /// is not ready. Later a feed that is silent is a warning in the log and in the metrics, and no
-/// reason to take all gateways out of service because the authserver restarts.
+/// reason to take all gateways out of service because the authserver restarts. The feed also says when
+/// the issuer's keys change, so that none that was stolen is believed for longer.
 pub fn follow(
     feed: Feed,
     http: reqwest::Client,
+    keys: JwksFollower,
     ctx: &Context,
 ) -> Result<Revocations, prometheus::Error> {
     let revocations = Revocations::none();
@@ -145,6 +147,8 @@ pub fn follow(
         metrics: Metrics::register(&ctx.registry)?,
         ctx: ctx.clone(),
         cursor: None,
+        keys,
+        keys_known: None,
         heard: Instant::now(),
     };
     ctx.health.set(HEALTH, Err("revocations have not been fetched yet".to_owned()));
@@ -168,6 +172,9 @@ struct Follower {
     ctx: Context,
     /// Up to where we know.
     cursor: Option<String>,
+    keys: JwksFollower,
+    /// The version of the issuer's keys.
+    keys_known: Option<i64>,
     heard: Instant,
 }
 
@@ -190,6 +197,9 @@ struct Message {
     cursor: String,
     #[serde(default)]
     revocations: Vec<Entry>,
+    /// An older authserver does not say it.
+    #[serde(default)]
+    keys: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -299,6 +309,10 @@ impl Follower {
         self.heard = Instant::now();
         self.metrics.stale.set(0);
         self.cursor = Some(message.cursor);
+        if message.keys.is_some() && message.keys != self.keys_known {
+            self.keys_known = message.keys;
+            self.keys.changed();
+        }
         let now = Timestamp::now();
         let known = self.revocations.snapshot();
         if !message.revocations.is_empty() {

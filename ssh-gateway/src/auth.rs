@@ -2,20 +2,42 @@
 
 use std::sync::Arc;
 
-use domain::{identity::Identity, token::TokenError};
+use domain::{
+    identity::Identity,
+    token::{TokenError, unverified_kid},
+};
 use jiff::Timestamp;
-use russh::keys::{Algorithm, Certificate, PublicKey};
+use russh::keys::{Algorithm, Certificate, PublicKey, ssh_key::Fingerprint};
 
 use crate::{certified::CertificateError, visit::Gate};
 
 /// Longest answer that OpenSSH reads from a terminal or a helper, in bytes: it cuts what is longer.
 const CUT_BY_CLIENT: usize = 1023;
 
+/// Who somebody has proven to be.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    pub identity: Arc<Identity>,
+    /// Whose certificate it was, if it was one.
+    pub authority: Option<Fingerprint>,
+}
+
+impl From<Arc<Identity>> for Proven {
+    fn from(identity: Arc<Identity>) -> Self {
+        Self { identity, authority: None }
+    }
+}
+
 impl Gate {
     /// A token given as password or as an answer. The SSH user name plays no part: it names a
     /// workload and never a person.
     pub fn identify_by_token(&self, token: &str) -> Result<Arc<Identity>, TokenError> {
-        let identity = self.verifier.verify(token.trim(), Timestamp::now())?;
+        let token = token.trim();
+        let verified = self.verifier.verify(token, Timestamp::now());
+        if matches!(verified, Err(TokenError::UnknownKey)) && unverified_kid(token).is_some() {
+            self.jwks.unknown_kid();
+        }
+        let identity = verified?;
         if self.revocations.is_revoked(&identity) {
             Err(TokenError::Withdrawn)
         } else {
@@ -39,9 +61,10 @@ impl Gate {
     pub fn identify_by_certificate(
         &self,
         certificate: &Certificate,
-    ) -> Result<Arc<Identity>, CertificateError> {
+    ) -> Result<Proven, CertificateError> {
         let registered = self.registered.borrow();
-        registered.certified.identify(certificate, Timestamp::now()).map(Arc::new)
+        let (identity, authority) = registered.certified.identify(certificate, Timestamp::now())?;
+        Ok(Proven { identity: Arc::new(identity), authority: Some(authority) })
     }
 
     /// Whether to let a client go on and sign. The library does not say whether the key came with a

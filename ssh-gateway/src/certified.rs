@@ -72,13 +72,19 @@ impl Certified {
         !self.authorities.is_empty()
     }
 
-    /// Whose certificate it is. Possession of its key must have been proven. The library has looked
-    /// at the dates and whether it agrees with itself, whoever signed it, and at nothing else.
+    /// Whether this authority's certificates are believed.
+    pub fn trusts(&self, authority: &Fingerprint) -> bool {
+        self.authorities.contains(authority)
+    }
+
+    /// Whose certificate it is, and of which authority. Possession of its key must have been proven.
+    /// The library has looked at the dates and whether it agrees with itself, whoever signed it, and at
+    /// nothing else.
     pub fn identify(
         &self,
         certificate: &Certificate,
         now: Timestamp,
-    ) -> Result<Identity, CertificateError> {
+    ) -> Result<(Identity, Fingerprint), CertificateError> {
         if certificate.cert_type() != CertType::User {
             return Err(CertificateError::NotUser);
         }
@@ -102,7 +108,8 @@ impl Certified {
             .find_map(|(name, value)| name.starts_with(SESSION).then(|| string(value)).flatten());
         let until = i64::try_from(certificate.valid_before()).ok();
         let until = until.and_then(|until| Timestamp::from_second(until).ok());
-        Ok(Identity {
+        let authority = certificate.signature_key().fingerprint(HashAlg::Sha256);
+        let identity = Identity {
             subject: person.subject.clone(),
             user: person.user.clone(),
             email: person.email.clone(),
@@ -116,7 +123,8 @@ impl Certified {
                 scopes: Vec::new(),
                 workload: None,
             },
-        })
+        };
+        Ok((identity, authority))
     }
 
     /// Is the person still there, and in all the groups of before?

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use domain::{route::RouteTable, token::Verifier, wake::WakeRequest};
-use runtime::{revocations::Revocations, service::Context};
+use runtime::{jwks::JwksFollower, revocations::Revocations, service::Context};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -50,6 +50,8 @@ pub struct Inputs {
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
+    /// Asked for the issuer's keys when a token names another one.
+    pub jwks: JwksFollower,
     pub revocations: Revocations,
     /// For the list of registered keys.
     pub http: reqwest::Client,
@@ -104,6 +106,7 @@ pub async fn serve(config: Config, inputs: Inputs, ctx: Context) -> anyhow::Resu
         routes: inputs.routes,
         wake: inputs.wake,
         verifier: inputs.verifier,
+        jwks: inputs.jwks,
         revocations: inputs.revocations,
         registered,
         client_key: Arc::new(client_key),

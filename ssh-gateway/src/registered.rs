@@ -16,7 +16,7 @@ use runtime::{
     service::Context,
     token_uses::{REPORT_MAX, Report, Use},
 };
-use russh::keys::{HashAlg, PublicKey};
+use russh::keys::{HashAlg, PublicKey, ssh_key::Fingerprint};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -83,15 +83,19 @@ impl Registered {
         self.uses.note(&identity.credential.id, now);
     }
 
-    /// Does what proved this identity still stand for the same person, in all the groups of before?
-    pub fn still_proves(&self, identity: &Identity) -> bool {
+    /// Does what proved this identity still stand for the same person, in all the groups of before, and
+    /// is the authority still one whose certificate it was?
+    pub fn still_proves(&self, identity: &Identity, authority: Option<&Fingerprint>) -> bool {
         let found = self.people.get(&identity.credential.id).and_then(Option::as_ref);
         match identity.credential.kind {
             CredentialKind::SshKey => found.is_some_and(|person| {
                 person.subject == identity.subject
                     && identity.groups.iter().all(|group| person.groups.contains(group))
             }),
-            CredentialKind::SshCertificate => self.certified.still_names(identity),
+            CredentialKind::SshCertificate => {
+                self.certified.still_names(identity)
+                    && authority.is_some_and(|authority| self.certified.trusts(authority))
+            }
             CredentialKind::AccessToken | CredentialKind::PersonalAccessToken => true,
         }
     }
@@ -319,10 +323,10 @@ mod tests {
         let found = list(json!([entry(&one, "alice"), entry(&two, "alice"), entry(&two, "bob")]));
         let alice = found.find(one.public_key(), at(0)).unwrap();
         assert_eq!((alice.user.as_str(), alice.groups.as_slice()), ("alice", &["ml".into()][..]));
-        assert!(found.still_proves(alice));
+        assert!(found.still_proves(alice, None));
         assert!(found.find(two.public_key(), at(0)).is_none(), "registered by two people");
-        assert!(!list(json!([entry(&one, "bob")])).still_proves(alice));
-        assert!(!list(json!([])).still_proves(alice));
+        assert!(!list(json!([entry(&one, "bob")])).still_proves(alice, None));
+        assert!(!list(json!([])).still_proves(alice, None));
     }
 
     #[test]

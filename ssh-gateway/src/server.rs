@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{identity::Identity, variables};
+use domain::variables;
 use runtime::audit::Outcome;
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty,
@@ -19,7 +19,7 @@ use russh::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    auth::advice,
+    auth::{Proven, advice},
     forward::{self, Destination},
     metrics::Counted,
     session,
@@ -58,7 +58,7 @@ pub struct Client {
     ended: CancellationToken,
     _end: DropGuard,
     /// The last thing proven, with the user name that came with the proof.
-    proven: Option<(String, Arc<Identity>)>,
+    proven: Option<(String, Proven)>,
     /// Why the last token was refused.
     advice: Option<String>,
     /// Shared with whoever writes the audit event at the end.
@@ -116,9 +116,9 @@ impl Client {
         auth
     }
 
-    fn accept(&mut self, method: &str, user: &str, identity: Arc<Identity>) -> Auth {
+    fn accept(&mut self, method: &str, user: &str, proven: impl Into<Proven>) -> Auth {
         self.gate.metrics.sign_ins.with_label_values(&[method, "allowed"]).inc();
-        self.proven = Some((user.to_owned(), identity));
+        self.proven = Some((user.to_owned(), proven.into()));
         Auth::Accept
     }
 
@@ -236,7 +236,7 @@ impl Handler for Client {
         certificate: &Certificate,
     ) -> Result<Auth, Self::Error> {
         let auth = match self.gate.identify_by_certificate(certificate) {
-            Ok(identity) => self.accept("certificate", user, identity),
+            Ok(proven) => self.accept("certificate", user, proven),
             Err(error) => {
                 tracing::debug!(%error, "a certificate was refused");
                 self.deny("certificate")
@@ -246,13 +246,13 @@ impl Handler for Client {
     }
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
-        let Some((user, identity)) = self.proven.take() else {
+        let Some((user, proven)) = self.proven.take() else {
             return Err(russh::Error::Inconsistent);
         };
         self.signed_in.cancel();
         let visit = Arc::new(Visit::new(
             self.gate.clone(),
-            identity,
+            proven,
             user,
             self.ends,
             session.handle(),

@@ -17,13 +17,19 @@ use domain::{
 use jiff::Timestamp;
 use runtime::{
     audit::{Audit, Event, Outcome},
+    jwks::JwksFollower,
     revocations::Revocations,
 };
-use russh::{ChannelId, client, keys::PrivateKey, server};
+use russh::{
+    ChannelId, client,
+    keys::{PrivateKey, ssh_key::Fingerprint},
+    server,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    auth::Proven,
     budget::{Budget, Budgets},
     config::Config,
     link::{Agent, Link},
@@ -42,6 +48,7 @@ pub struct Gate {
     pub routes: watch::Receiver<Arc<RouteTable>>,
     pub wake: mpsc::Sender<WakeRequest>,
     pub verifier: Arc<Verifier>,
+    pub jwks: JwksFollower,
     pub revocations: Revocations,
     pub registered: watch::Receiver<Arc<Registered>>,
     pub client_key: Arc<PrivateKey>,
@@ -87,6 +94,8 @@ pub enum Forwarding {
 pub struct Visit {
     pub gate: Arc<Gate>,
     pub identity: Arc<Identity>,
+    /// Whose certificate proved it.
+    authority: Option<Fingerprint>,
     /// As the client sent it; matched exactly or not at all.
     pub ssh_user: String,
     pub ends: Ends,
@@ -113,12 +122,13 @@ pub struct Visit {
 impl Visit {
     pub fn new(
         gate: Arc<Gate>,
-        identity: Arc<Identity>,
+        proven: Proven,
         ssh_user: String,
         ends: Ends,
         handle: server::Handle,
         ended: CancellationToken,
     ) -> Self {
+        let Proven { identity, authority } = proven;
         let channels = Arc::new(Semaphore::new(gate.config.limits.channels));
         let [up, down] = gate.budgets.connection(&identity.subject);
         Self {
@@ -127,6 +137,7 @@ impl Visit {
             unread: Mutex::default(),
             gate,
             identity,
+            authority,
             ssh_user,
             ends,
             handle,
@@ -191,7 +202,7 @@ impl Visit {
                 return std::future::pending().await;
             }
             let right = self.first.get().is_none() || self.grant().is_ok();
-            let proven = registered.borrow().still_proves(&self.identity)
+            let proven = registered.borrow().still_proves(&self.identity, self.authority.as_ref())
                 && !self.gate.revocations.is_revoked(&self.identity);
             if !(right && proven) {
                 self.record("refused", Outcome::Denied, Some("the right was withdrawn"));

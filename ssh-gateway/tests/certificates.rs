@@ -210,3 +210,29 @@ async fn attack_17_who_is_disabled_or_leaves_a_group_is_signed_out() {
     let output = place.ssh(&key, "lab", &[], "echo hello").await;
     assert_eq!(output.status.code(), Some(255));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_19_certificates_of_an_authority_of_before_end() {
+    if !openssh_is_here() {
+        return;
+    }
+    let place = Place::start().await;
+    let key = place.folder.path().join("first");
+    let open = tokio::spawn(run(place.command(&key, "lab", &[], "echo up; sleep 60")));
+    while place.world.audit().matches(r#""did":"opened""#).count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    // Its key was stolen: from now on there is another one. What came in by the old one ends, too.
+    let line = std::fs::read_to_string(place.folder.path().join("foreign.pub")).unwrap();
+    place.change(|list| list["authorities"] = json!([line.trim()]));
+    let output = open.await.unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    let said = text(&output.stderr);
+    assert!(said.contains("you may no longer use lab"), "{said}");
+    let refused = place.ssh(&key, "lab", &[], "echo hello").await;
+    assert_eq!(refused.status.code(), Some(255));
+    assert!(text(&refused.stderr).contains("Permission denied"), "{}", text(&refused.stderr));
+    let renewed = place.certified("renewed", "ed25519", "foreign", &["-n", "alice"]);
+    let output = place.ssh(&renewed, "lab", &[], "echo hello").await;
+    assert_eq!(text(&output.stdout), "hello\n", "{}", text(&output.stderr));
+}

@@ -10,7 +10,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use runtime::token_uses::{REPORT_MAX, Report};
-use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
@@ -52,13 +51,7 @@ pub(super) async fn ssh_keys(
         _ = timeout(HOLD, other) => {}
         () = app.shutdown.cancelled() => {}
     }
-    let (version, keys, people) = app.store.ssh_feed(app.now()).await.map_err(failed)?;
-    let document = json!({
-        "version": version, "keys": keys,
-        // Whose certificates to believe, and about whom.
-        "authorities": [app.ssh_authority.public_key()], "people": people,
-    });
-    Ok(Json(document).into_response())
+    Ok(Json(app.store.ssh_feed(app.now()).await.map_err(failed)?).into_response())
 }
 
 /// Which personal tokens and SSH keys (by their fingerprints) a gateway has seen, and when.

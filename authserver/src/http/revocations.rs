@@ -38,7 +38,7 @@ pub(super) async fn snapshot(
     Ok(Json(json!({ "cursor": cursor, "revocations": revocations })).into_response())
 }
 
-/// `revoked` with a cursor and a list, `heartbeat` with a cursor, and `reset` when the cursor that
+/// `revoked` with a cursor and a list, `heartbeat` with a cursor, both with the version of the signing keys, and `reset` when the cursor that
 /// was given leads nowhere: then the reader has to take a snapshot.
 pub(super) async fn events(
     State(app): State<App>,
@@ -59,13 +59,15 @@ pub(super) async fn events(
         return Ok(Sse::new(stream::iter([Ok::<_, Infallible>(reset)])).into_response());
     };
     // From here on it is told of what the watch does not know of yet.
-    let versions = app.revoked.subscribe();
-    Ok(Sse::new(follow(Reader { app, versions, after, greeted: false })).into_response())
+    let (versions, keys) = (app.revoked.subscribe(), app.key_version.subscribe());
+    Ok(Sse::new(follow(Reader { app, versions, keys, after, greeted: false })).into_response())
 }
 
 struct Reader {
     app: App,
     versions: watch::Receiver<i64>,
+    /// Of the signing keys, as each event says it.
+    keys: watch::Receiver<i64>,
     /// The version that the reader has.
     after: i64,
     greeted: bool,
@@ -95,6 +97,10 @@ impl Reader {
             }
             tokio::select! {
                 changed = self.versions.changed() => changed.ok()?,
+                changed = self.keys.changed() => {
+                    changed.ok()?;
+                    return Some(self.event("heartbeat", json!({})));
+                }
                 () = sleep(HEARTBEAT) => return Some(self.event("heartbeat", json!({}))),
                 () = self.app.shutdown.cancelled() => return None,
             }
@@ -103,6 +109,7 @@ impl Reader {
 
     fn event(&self, name: &str, mut data: serde_json::Value) -> Event {
         data["cursor"] = cursor(&self.app, self.after).into();
+        data["keys"] = (*self.keys.borrow()).into();
         Event::default().event(name).data(data.to_string())
     }
 }

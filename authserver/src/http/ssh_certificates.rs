@@ -99,7 +99,9 @@ pub(super) async fn certify(
         session: credential.session.as_deref().map(|session| (name.as_str(), session)),
     };
     let certificate = app
-        .ssh_authority
+        .store
+        .ssh_authority()
+        .await?
         .certify(&key, statement)
         .ok_or_else(|| ApiError::BadRequest("that public key is damaged".to_owned()))?;
     let event = Event {
@@ -130,11 +132,12 @@ fn serial() -> u64 {
 }
 
 /// The authority's public key, for `TrustedUserCAKeys` or `@cert-authority`.
-pub(super) async fn authority(State(app): State<App>) -> Response {
+pub(super) async fn authority(State(app): State<App>) -> Result<Response, ApiError> {
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::CACHE_CONTROL, "public, max-age=300"),
     ];
-    let line = format!("{} {}\n", app.ssh_authority.public_key(), app.issuer.host());
-    (headers, line).into_response()
+    let authority = app.store.ssh_authority().await?;
+    let line = format!("{} {}\n", authority.public_key(), app.issuer.host());
+    Ok((headers, line).into_response())
 }

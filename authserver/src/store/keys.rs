@@ -1,25 +1,26 @@
-//! The server's own keys: those that sign tokens, and secrets that never leave it.
+//! The keys that sign tokens.
 //!
-//! A signing key is published as soon as it is there, signs from a time that is written beside it,
+//! One is published as soon as it is there, signs from a time that is written beside it,
 //! and goes when all that it signed has expired.
 
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use domain::token::KEYS_MAX;
 use jiff::Timestamp;
 use serde::Serialize;
-use sqlx::FromRow;
+use sqlx::{Any, FromRow, Transaction};
 
-use super::{Store, StoreError, seconds, time};
+use super::{Store, StoreError, sealed::key_label, seconds, time};
 use crate::{
-    master_key::is_sealed,
-    secret::{Sealer, random},
+    master_key::{Under, is_sealed},
     signing::{KeyRing, KeyState, SigningError, SigningKey},
 };
 
 /// Beyond the last expiry, for clocks that differ and for whoever looks back.
 const KEEP: i64 = 24 * 3600;
+
+/// From so many keys on it is time to do something.
+const KEYS_WARN: usize = KEYS_MAX / 4 * 3;
 
 /// How signing keys come and go.
 #[derive(Debug, Clone, Copy)]
@@ -71,15 +72,22 @@ impl KeyPlan {
             "signing_key_lifetime is too short for tokens that live for {days} days: {needed} keys would \
              be needed at a time, and gateways take {KEYS_MAX}; make it longer, or personal_token_max shorter"
         );
-        if needed > KEYS_MAX / 4 * 3 {
+        Ok(())
+    }
+
+    /// Says so when it will be close. `longer`: keys of tokens that operators have made to live longer;
+    /// no reason not to start, for each of them holds one key at most, and many the same.
+    pub fn warn(&self, longest: Duration, longer: usize) {
+        let needed = self.keys_needed(longest).saturating_add(longer);
+        if needed > KEYS_WARN {
             tracing::warn!(
                 needed,
+                of_longer_tokens = longer,
                 most = KEYS_MAX,
-                "tokens of {days} days need nearly as many signing keys as gateways take; make \
-                 signing_key_lifetime longer"
+                "tokens may come to need nearly as many signing keys as gateways take; make \
+                 signing_key_lifetime longer, or fewer tokens that outlive personal_token_max"
             );
         }
-        Ok(())
     }
 }
 
@@ -93,6 +101,8 @@ pub struct KeyEntry {
     pub active_from: Timestamp,
     /// Whether it is sealed with a master key.
     pub sealed: bool,
+    /// With which one.
+    pub under: Under,
 }
 
 #[derive(FromRow)]
@@ -101,11 +111,6 @@ struct Row {
     private_key: Vec<u8>,
     created_at: i64,
     active_from: i64,
-}
-
-/// What the sealed form of a signing key is bound to.
-fn label(kid: &str) -> String {
-    format!("token key {kid}")
 }
 
 impl Store {
@@ -135,7 +140,7 @@ impl Store {
         }
         let mut keys = Vec::with_capacity(rows.len());
         for Row { kid, private_key, active_from, .. } in rows {
-            let private_key = self.unseal(&label(&kid), &private_key)?;
+            let private_key = self.unseal(&key_label(&kid), &private_key)?;
             let key = SigningKey::from_pkcs8(active_from, &private_key)
                 .filter(|key| key.kid == kid)
                 .ok_or(SigningError::Damaged(kid))?;
@@ -155,6 +160,7 @@ impl Store {
         let entry = |(index, row): (usize, Row)| {
             Ok(KeyEntry {
                 state: KeyState::of(&times, index, now.as_second()).as_str(),
+                under: self.master_keys.under(&key_label(&row.kid), &row.private_key),
                 kid: row.kid,
                 published_at: time(row.created_at)?,
                 active_from: time(row.active_from)?,
@@ -180,7 +186,7 @@ impl Store {
             let [old, next] = pair else { continue };
             let over = KeyPlan::is_over(plan.longest_token, next.active_from, second);
             if over && !self.key_is_needed(old, next, second).await? {
-                self.remove_keys("DELETE FROM token_keys WHERE kid = $1", &old.kid).await?;
+                self.remove_key(&old.kid).await?;
             }
         }
         Ok(())
@@ -205,6 +211,9 @@ impl Store {
     pub async fn rotate_key(&self, notice: Duration, now: Timestamp) -> Result<String, StoreError> {
         let second = now.as_second();
         let from = time(second.saturating_add(seconds(notice)))?;
+        let mut connection = self.pool.acquire().await?;
+        self.check_master_key(&mut connection).await?;
+        drop(connection);
         let (kid, private_key) = self.new_key().await?;
         let none_waits = |newest: Option<i64>| newest.is_none_or(|newest| newest <= second);
         if self.add_key(&kid, &private_key, now, from, none_waits).await? {
@@ -216,19 +225,11 @@ impl Store {
         }
     }
 
-    /// After a theft: a new key signs from now on, and what any other one signed is void.
-    pub async fn replace_keys(&self, now: Timestamp) -> Result<String, StoreError> {
-        let (kid, private_key) = self.new_key().await?;
-        self.add_key(&kid, &private_key, now, now, |_| true).await?;
-        self.remove_keys("DELETE FROM token_keys WHERE kid <> $1", &kid).await?;
-        Ok(kid)
-    }
-
     /// A new key, sealed if there is a master key.
-    async fn new_key(&self) -> Result<(String, Vec<u8>), StoreError> {
+    pub(super) async fn new_key(&self) -> Result<(String, Vec<u8>), StoreError> {
         let made = tokio::task::spawn_blocking(SigningKey::generate).await;
         let (kid, der) = made.map_err(|_| SigningError::Generate)??;
-        let private_key = self.seal(&label(&kid), &der)?;
+        let private_key = self.seal(&key_label(&kid), &der)?;
         Ok((kid, private_key))
     }
 
@@ -242,11 +243,7 @@ impl Store {
         from: Timestamp,
         wanted: impl FnOnce(Option<i64>) -> bool,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.write().await?;
-        // First, for it is also the lock.
-        sqlx::query("UPDATE feeds SET version = version + 1 WHERE name = 'token-keys'")
-            .execute(&mut *tx)
-            .await?;
+        let mut tx = self.change_keys().await?;
         let newest: Option<i64> = sqlx::query_scalar(
             "SELECT active_from FROM token_keys ORDER BY active_from DESC LIMIT 1",
         )
@@ -255,6 +252,28 @@ impl Store {
         if !wanted(newest) {
             return Ok(false);
         }
+        Self::insert_key(&mut tx, kid, private_key, now, from).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// A transaction in which nobody else changes keys, and of which running servers learn.
+    pub(super) async fn change_keys(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut tx = self.write().await?;
+        // First, for it is also the lock.
+        sqlx::query("UPDATE feeds SET version = version + 1 WHERE name = 'token-keys'")
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx)
+    }
+
+    pub(super) async fn insert_key(
+        tx: &mut Transaction<'static, Any>,
+        kid: &str,
+        private_key: &[u8],
+        now: Timestamp,
+        from: Timestamp,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO token_keys (kid, private_key, created_at, active_from)
              VALUES ($1, $2, $3, $4)",
@@ -263,104 +282,34 @@ impl Store {
         .bind(private_key)
         .bind(now.as_second())
         .bind(from.as_second())
-        .execute(&mut *tx)
+        .execute(&mut **tx)
         .await?;
-        tx.commit().await?;
-        Ok(true)
+        Ok(())
     }
 
-    async fn remove_keys(&self, statement: &'static str, kid: &str) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE feeds SET version = version + 1 WHERE name = 'token-keys'")
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query(statement).bind(kid).execute(&mut *tx).await?;
+    async fn remove_key(&self, kid: &str) -> Result<(), StoreError> {
+        let mut tx = self.change_keys().await?;
+        sqlx::query("DELETE FROM token_keys WHERE kid = $1").bind(kid).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
     }
 
-    /// Seals what was kept in the clear before there was a master key.
-    pub(super) async fn seal_all(&self) -> Result<(), StoreError> {
-        if self.master_key.is_none() {
-            return Ok(());
-        }
-        for Row { kid, private_key, .. } in self.key_rows().await? {
-            if !is_sealed(&private_key) {
-                let sealed = self.seal(&label(&kid), &private_key)?;
-                sqlx::query(
-                    "UPDATE token_keys SET private_key = $1 WHERE kid = $2 AND private_key = $3",
-                )
-                .bind(sealed)
-                .bind(kid)
-                .bind(private_key)
-                .execute(&self.pool)
-                .await?;
-            }
-        }
-        let secrets: Vec<(String, Vec<u8>)> =
-            sqlx::query_as("SELECT name, secret FROM server_secrets").fetch_all(&self.pool).await?;
-        for (name, secret) in secrets {
-            if !is_sealed(&secret) {
-                let sealed = self.seal(&format!("secret {name}"), &secret)?;
-                sqlx::query(
-                    "UPDATE server_secrets SET secret = $1 WHERE name = $2 AND secret = $3",
-                )
-                .bind(sealed)
-                .bind(name)
-                .bind(secret)
-                .execute(&self.pool)
-                .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The key of tickets and device cookies.
-    pub async fn sealer(&self) -> Result<Sealer, StoreError> {
-        Ok(Sealer::new(&self.server_secret("seal").await?))
-    }
-
-    /// The key that derives refresh tokens from their predecessors.
-    pub(super) async fn refresh_key(&self) -> Result<&hmac::Key, StoreError> {
-        self.refresh_key
-            .get_or_try_init(async || {
-                let secret = self.server_secret("refresh").await?;
-                Ok(hmac::Key::new(hmac::HMAC_SHA256, &secret))
-            })
-            .await
-    }
-
-    /// 256 bits under that name, made at the first use. All replicas get the same.
-    pub(super) async fn server_secret(&self, name: &str) -> Result<Vec<u8>, StoreError> {
-        let label = format!("secret {name}");
-        sqlx::query(
-            "INSERT INTO server_secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+    /// Keys that only tokens hold which live longer than `longest`, as operators make them: at most one
+    /// for each.
+    pub(crate) async fn keys_of_longer_tokens(
+        &self,
+        longest: Duration,
+        now: Timestamp,
+    ) -> Result<usize, StoreError> {
+        let tokens: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM personal_tokens
+             WHERE revoked_at IS NULL AND expires_at > $1 AND expires_at - created_at > $2",
         )
-        .bind(name)
-        .bind(self.seal(&label, &random())?)
-        .execute(&self.pool)
+        .bind(now.as_second())
+        .bind(seconds(longest))
+        .fetch_one(&self.pool)
         .await?;
-        let secret: Vec<u8> =
-            sqlx::query_scalar("SELECT secret FROM server_secrets WHERE name = $1")
-                .bind(name)
-                .fetch_one(&self.pool)
-                .await?;
-        self.unseal(&label, &secret)
-    }
-
-    fn seal(&self, label: &str, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
-        match &self.master_key {
-            Some(key) => key.seal(label, plain).ok_or(SigningError::Generate.into()),
-            None => Ok(plain.to_vec()),
-        }
-    }
-
-    fn unseal(&self, label: &str, kept: &[u8]) -> Result<Vec<u8>, StoreError> {
-        if !is_sealed(kept) {
-            return Ok(kept.to_vec());
-        }
-        let key = self.master_key.as_ref().ok_or(StoreError::NoMasterKey)?;
-        key.open(label, kept).map(|plain| plain.to_vec()).ok_or(StoreError::WrongMasterKey)
+        Ok(usize::try_from(tokens).unwrap_or(usize::MAX))
     }
 }
 
@@ -389,6 +338,29 @@ mod tests {
             error.contains("signing_key_lifetime") && error.contains("personal_token_max"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn tokens_that_operators_make_to_live_longer_are_in_the_sum() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("auth.db").into()).await.unwrap();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let alice =
+            crate::NewPerson { name: "alice".parse().unwrap(), email: None, groups: vec![] };
+        store.ensure_user(&alice, None, now).await.unwrap();
+        let issuer = "https://auth.example.org".parse().unwrap();
+        let longest = Duration::from_secs(366 * DAY);
+        let mut withdrawn = String::new();
+        for days in [30, 366, 367, 3653, 3653] {
+            let lifetime = Duration::from_secs(days * DAY);
+            let new = crate::NewPersonalToken::full("x", lifetime, "dormouse");
+            let made = store.issue_personal_token(&issuer, &alice.name, new, now).await.unwrap();
+            withdrawn = made.1.id;
+        }
+        assert_eq!(store.keys_of_longer_tokens(longest, now).await.unwrap(), 3);
+        let subject = store.person(&alice.name).await.unwrap().unwrap().subject;
+        store.revoke_personal_token(&subject, &withdrawn, now).await.unwrap();
+        assert_eq!(store.keys_of_longer_tokens(longest, now).await.unwrap(), 2);
     }
 
     proptest! {

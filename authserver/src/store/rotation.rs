@@ -13,17 +13,16 @@ mod statements;
 
 use std::{collections::HashSet, time::Duration};
 
-use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use sqlx::{Any, FromRow, Transaction};
 use uuid::Uuid;
 
 use self::rows::{Fields, Rows, to_json, write_rows};
 pub(super) use self::statements::OF_OLD_TOKEN;
-use self::statements::{END_FAMILIES, MARK, READ, RECORD, SUCCEED, TOUCH, WRITE_ALL};
+use self::statements::{END_FAMILIES, MARK, NEXT, READ, RECORD, SUCCEED, TOUCH, WRITE_ALL};
 use super::{
     Dialect, RedeemError, Redeemed, RefreshToken, Store, StoreError, list, refresh_token::Place,
-    sessions::SessionRow,
+    server_secrets::RefreshKeys, sessions::SessionRow,
 };
 use crate::secret::{digest, hex};
 
@@ -85,41 +84,55 @@ enum Verdict {
     },
 }
 
+type Answer = Result<Redeemed, RedeemError>;
+
+/// Nothing is written but by the first.
+enum Attempt {
+    Done(Vec<Answer>),
+    /// Somebody else wrote what was read before: another replica exchanged the same token, or a grant
+    /// was withdrawn.
+    Overtaken,
+    /// A token has a successor that was made with a key that is not known here.
+    OtherKey,
+}
+
 impl Store {
     /// Exchanges each token, all in one transaction: what is answered is durable, and nothing is
     /// written for what is refused. The tokens are good for as long as their sessions live.
-    pub(super) async fn exchange(
-        &self,
-        exchanges: &[Exchange],
-    ) -> Result<Vec<Result<Redeemed, RedeemError>>, StoreError> {
-        if let Some(done) = self.attempt(exchanges).await? {
+    pub(super) async fn exchange(&self, exchanges: &[Exchange]) -> Result<Vec<Answer>, StoreError> {
+        if let Attempt::Done(done) = self.attempt(exchanges).await? {
             return Ok(done);
         }
         let mut alone = Vec::with_capacity(exchanges.len());
         for asked in exchanges {
-            let mut done = None;
-            for _ in 0..ATTEMPTS {
-                done = self.attempt(std::slice::from_ref(asked)).await?;
-                if done.is_some() {
-                    break;
-                }
-            }
-            alone.extend(done.unwrap_or_else(|| vec![Err(RedeemError::SessionOver)]));
+            alone.push(self.exchange_alone(asked).await?);
         }
         Ok(alone)
     }
 
-    /// None when somebody else wrote what was read before: another replica exchanged the same token,
-    /// or a grant was withdrawn. Nothing is written then.
-    async fn attempt(
-        &self,
-        exchanges: &[Exchange],
-    ) -> Result<Option<Vec<Result<Redeemed, RedeemError>>>, StoreError> {
+    async fn exchange_alone(&self, asked: &Exchange) -> Result<Answer, StoreError> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt(std::slice::from_ref(asked)).await? {
+                Attempt::Done(done) => {
+                    return Ok(done.into_iter().next().unwrap_or(Err(RedeemError::Unknown)));
+                }
+                Attempt::Overtaken => {}
+                // The keys were replaced a moment ago, and whoever exchanged it had the others.
+                Attempt::OtherKey => _ = self.read_refresh_keys().await?,
+            }
+        }
+        // The family stays: what came of the first exchange is good.
+        Ok(Err(RedeemError::SessionOver))
+    }
+
+    async fn attempt(&self, exchanges: &[Exchange]) -> Result<Attempt, StoreError> {
         // Before the transaction: with one connection in hand another one must not be waited for.
-        let key = self.refresh_key().await?;
+        let keys = self.refresh_keys().await?;
         let digests: Vec<_> = exchanges.iter().map(|asked| hex(&digest(&asked.token))).collect();
         let mut tx = self.write_often().await?;
-        let mut verdicts = self.judge(&mut tx, key, exchanges, &digests).await?;
+        let Some(mut verdicts) = self.judge(&mut tx, &keys, exchanges, &digests).await? else {
+            return Ok(Attempt::OtherKey);
+        };
         name_access_tokens(&mut verdicts);
         let rows = Rows::of(&verdicts, exchanges);
         let complete = match self.dialect {
@@ -144,23 +157,24 @@ impl Store {
             }
         };
         if !complete {
-            return Ok(None);
+            return Ok(Attempt::Overtaken);
         }
         tx.commit().await?;
         let answer = |verdict| match verdict {
             Verdict::Good { redeemed, .. } => Ok(*redeemed),
             Verdict::Refused(error) | Verdict::Reused { error, .. } => Err(error),
         };
-        Ok(Some(verdicts.into_iter().map(answer).collect()))
+        Ok(Attempt::Done(verdicts.into_iter().map(answer).collect()))
     }
 
+    /// None when a token has a successor already that none of the keys made.
     async fn judge(
         &self,
         tx: &mut Transaction<'static, Any>,
-        key: &hmac::Key,
+        keys: &RefreshKeys,
         exchanges: &[Exchange],
         digests: &[String],
-    ) -> Result<Vec<Verdict>, StoreError> {
+    ) -> Result<Option<Vec<Verdict>>, StoreError> {
         let mut places = Vec::with_capacity(exchanges.len());
         for asked in exchanges {
             places.push(match Place::of_token(&asked.token) {
@@ -190,8 +204,21 @@ impl Store {
             };
             // What is damaged is so for the one who asked.
             *verdict = row
-                .judge(asked, || RefreshToken::successor(key, &asked.token))
+                .judge(asked, || keys.successor(&asked.token))
                 .unwrap_or_else(|error| Verdict::Refused(error.into()));
+            if let Verdict::Good { redeemed, place, first: false, .. } = verdict {
+                let next = place.next();
+                let known: Option<Vec<u8>> = sqlx::query_scalar(NEXT)
+                    .bind(next.grant_id)
+                    .bind(next.generation)
+                    .fetch_optional(&mut **tx)
+                    .await?;
+                if let Some(known) = known {
+                    let again = keys.successor_again(&asked.token, &known);
+                    let Some(again) = again else { return Ok(None) };
+                    redeemed.refresh_token = Some(again);
+                }
+            }
         }
         // A family that ends here gives nothing more, not even in the same moment.
         let ended: HashSet<String> = verdicts
@@ -208,7 +235,7 @@ impl Store {
                 *verdict = Verdict::Refused(RedeemError::SessionOver);
             }
         }
-        Ok(verdicts)
+        Ok(Some(verdicts))
     }
 }
 
@@ -359,6 +386,67 @@ mod tests {
             store.revoke_access_token(jti, now).await.unwrap();
             assert_eq!(grant(jti).await, None);
         }
+    }
+
+    /// Another replica.
+    async fn beside(folder: &tempfile::TempDir) -> Store {
+        let store = Store::open(&folder.path().join("auth.db").into()).await.unwrap();
+        store.refresh_keys().await.unwrap();
+        store
+    }
+
+    #[tokio::test]
+    async fn a_repeated_exchange_has_one_successor_whatever_becomes_of_the_keys() {
+        let (folder, one) = families(&["before", "by-old", "by-new", "twice"]).await;
+        let two = beside(&folder).await;
+        let now = Timestamp::from_second(NOW).unwrap();
+        // `one` takes over the new keys, `two` has not looked yet.
+        let before = successor(&one, "before").await;
+        one.replace_all(now).await.unwrap();
+        one.check_refresh_keys().await.unwrap();
+        for store in [&one, &two] {
+            assert_eq!(successor(store, "before").await, before);
+        }
+        let by_old = successor(&two, "by-old").await;
+        assert_eq!(successor(&one, "by-old").await, by_old);
+        let by_new = successor(&one, "by-new").await;
+        assert_eq!(successor(&two, "by-new").await, by_new);
+        // A second theft within the minute.
+        let twice = successor(&beside(&folder).await, "twice").await;
+        one.replace_all(now).await.unwrap();
+        one.replace_all(now).await.unwrap();
+        for store in [&one, &two, &beside(&folder).await] {
+            assert_eq!(successor(store, "twice").await, twice);
+            assert_eq!(successor(store, "before").await, before);
+        }
+        // All of them go on.
+        for token in [before, by_old, by_new, twice] {
+            let third = successor(&one, &token).await;
+            assert_eq!(successor(&two, &token).await, third);
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_before_are_forgotten_when_nobody_can_ask_for_them() {
+        let (folder, store) = families(&["bea"]).await;
+        let next = successor(&store, "bea").await;
+        let names = async || -> Vec<String> {
+            store.list_secrets().await.unwrap().into_iter().map(|entry| entry.secret).collect()
+        };
+        let now = Timestamp::from_second(NOW).unwrap();
+        store.replace_all(now).await.unwrap();
+        let until = format!("refresh-until-{}", NOW + REMEMBERED);
+        let kept = ["refresh", &until, "seal", "ssh-authority"];
+        assert_eq!(names().await, kept);
+        store.clean_up_secrets(NOW + REMEMBERED).await.unwrap();
+        assert_eq!(names().await, kept);
+        store.clean_up_secrets(NOW + REMEMBERED + 1).await.unwrap();
+        assert_eq!(names().await, ["refresh", "seal", "ssh-authority"]);
+        // Whoever has no key that made a successor ends no family by it.
+        let fresh = beside(&folder).await;
+        let done = fresh.exchange(&[at("bea", 1)]).await.unwrap().remove(0);
+        assert!(matches!(done, Err(RedeemError::SessionOver)), "{done:?}");
+        assert_ne!(successor(&fresh, &next).await, next);
     }
 
     #[tokio::test]

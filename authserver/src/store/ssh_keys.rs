@@ -56,6 +56,17 @@ pub struct FeedKey {
     pub expires_at: i64,
 }
 
+/// What gateways know of SSH.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SshFeed {
+    pub version: i64,
+    /// Of everybody who is not disabled, if they have not ended.
+    pub keys: Vec<FeedKey>,
+    /// Whose certificates to believe, and about whom.
+    pub authorities: Vec<String>,
+    pub people: Vec<SshPerson>,
+}
+
 /// A key to register, whose possession was shown.
 #[derive(Debug)]
 pub struct NewSshKey<'a> {
@@ -303,12 +314,8 @@ impl Store {
             .await?)
     }
 
-    /// The keys of everybody who is not disabled that have not ended, the people whom certificates may name, and the
-    /// version that they are.
-    pub async fn ssh_feed(
-        &self,
-        now: Timestamp,
-    ) -> Result<(i64, Vec<FeedKey>, Vec<SshPerson>), StoreError> {
+    /// All of it as of one moment.
+    pub async fn ssh_feed(&self, now: Timestamp) -> Result<SshFeed, StoreError> {
         let mut tx = self.snapshot().await?;
         let version = sqlx::query_scalar("SELECT version FROM feeds WHERE name = 'ssh-keys'")
             .fetch_one(&mut *tx)
@@ -325,12 +332,16 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         let people = ssh_people::all(&mut tx).await?;
+        // From the database and not from memory: gateways ask again when there is a newer version, and
+        // would keep an authority of before until then.
+        let authorities = self.ssh_authority_in(&mut tx).await?.into_iter().collect();
         tx.commit().await?;
         let keys = rows.into_iter().map(|row| {
             let FeedRow { fingerprint, public_key, subject, user, email, groups, expires_at } = row;
             let groups = list(&groups)?;
             Ok(FeedKey { fingerprint, public_key, subject, user, email, groups, expires_at })
         });
-        Ok((version, keys.collect::<Result<_, StoreError>>()?, people))
+        let keys = keys.collect::<Result<_, StoreError>>()?;
+        Ok(SshFeed { version, keys, authorities, people })
     }
 }

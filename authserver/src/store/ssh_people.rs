@@ -1,10 +1,9 @@
-//! The key of the SSH authority, and the feed of people whom its certificates may name.
+//! The feed of people whom SSH certificates may name.
 
 use serde::Serialize;
 use sqlx::{Any, FromRow, Transaction};
 
 use super::{Store, StoreError, list};
-use crate::ssh_authority::SshAuthority;
 
 /// Somebody whom a certificate may name, as gateways need them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,12 +23,6 @@ struct Row {
 }
 
 impl Store {
-    /// The key that signs certificates, made at the first start. All replicas have the same.
-    pub async fn ssh_authority(&self) -> Result<SshAuthority, StoreError> {
-        let seed = self.server_secret("ssh-authority").await?;
-        SshAuthority::from_seed(&seed).ok_or(StoreError::Damaged("the SSH authority's key"))
-    }
-
     /// False for programs, whose tokens may be withdrawn while a certificate lives on.
     pub async fn is_certifiable(&self, subject: &str) -> Result<bool, StoreError> {
         let program: Option<String> =

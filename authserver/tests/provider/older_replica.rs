@@ -1,6 +1,8 @@
 //! A server of the version before goes on beside this one on the same database: its statements, as
 //! they were, on the tables of now.
 
+use authserver::{Database, MasterKey, MasterKeys, Store, Under};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -123,4 +125,53 @@ async fn a_key_ends_with_the_application_and_the_session_that_made_it() {
         sqlx::query(end).execute(&pool).await.unwrap();
         assert!(server.store.ssh_keys(&alice).await.unwrap().is_empty(), "{end}");
     }
+}
+
+/// It reads the secrets at its start, by name and with one master key, and the keys when they change.
+#[tokio::test]
+async fn an_older_server_reads_keys_that_were_replaced_and_sealed_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(folder.path()).await;
+    let key = |byte| MasterKey::from_text(&STANDARD.encode([byte; 32])).unwrap();
+    let both = MasterKeys { current: Some(key(2)), others: vec![key(1)] };
+    let store = Store::open_with(&database, Some(key(1))).await.unwrap();
+    store.key_set(start()).await.unwrap();
+    let before = store.ssh_authority().await.unwrap().public_key();
+    store.replace_all(start()).await.unwrap();
+    let store = Store::open_with(&database, both).await.unwrap();
+    store.reseal().await.unwrap();
+    let url = match &database {
+        Database::File(path) => format!("sqlite://{}", path.display()),
+        Database::Postgres(url) => url.to_string(),
+    };
+    let pool = sqlx::AnyPool::connect(&url).await.unwrap();
+    // Its statements, in their order.
+    let keys = sqlx::query(
+        "SELECT kid, private_key, created_at, active_from FROM token_keys
+         ORDER BY active_from, created_at, kid",
+    );
+    let keys = keys.fetch_all(&pool).await.unwrap();
+    assert_eq!(keys.len(), 1);
+    let label = format!("token key {}", keys[0].get::<String, _>("kid"));
+    assert!(key(2).open(&label, keys[0].get("private_key")).is_some());
+    let secrets: Vec<(String, Vec<u8>)> =
+        sqlx::query_as("SELECT name, secret FROM server_secrets").fetch_all(&pool).await.unwrap();
+    for (name, secret) in &secrets {
+        assert!(key(2).open(&format!("secret {name}"), secret).is_some(), "{name}");
+    }
+    sqlx::query("INSERT INTO server_secrets (name, secret) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind("ssh-authority")
+        .bind(vec![0_u8; 32])
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert_ne!(store.ssh_authority().await.unwrap().public_key(), before);
+    // A key that it makes, and what it left in the clear, is sealed by the next that starts.
+    sqlx::query("INSERT INTO server_secrets (name, secret) VALUES ('old', $1)")
+        .bind(vec![7_u8; 32])
+        .execute(&pool)
+        .await
+        .unwrap();
+    let store = Store::open_with(&database, Some(key(2))).await.unwrap();
+    assert!(store.list_secrets().await.unwrap().iter().all(|one| one.under == Under::Current));
 }

@@ -1,13 +1,21 @@
 //! The feed of revocations, and a gateway that follows it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use authserver::NewPerson;
-use domain::{identity::Identity, revocation::Revoked};
+use domain::{
+    identity::Identity,
+    revocation::Revoked,
+    token::{Expected, TokenError, Verifier},
+};
 use reqwest::{Method, StatusCode};
 use runtime::{
     audit::Audit,
     health::Health,
+    jwks,
     revocations::{Feed, Revocations, follow},
     service::Context,
 };
@@ -19,6 +27,7 @@ use crate::support::*;
 /// A gateway, until it is dropped.
 struct Gateway {
     revocations: Revocations,
+    verifier: Arc<Verifier>,
     health: Health,
     _shutdown: DropGuard,
 }
@@ -38,8 +47,16 @@ impl Gateway {
             client_secret: GATE.1.to_owned(),
         };
         let http = runtime::http::client(None).unwrap();
-        let revocations = follow(feed, http, &ctx).unwrap();
-        Self { revocations, health: ctx.health, _shutdown: shutdown.drop_guard() }
+        let expected = Expected {
+            issuer: ISSUER.to_owned(),
+            audience: "dormouse".to_owned(),
+            leeway: Duration::from_secs(30),
+        };
+        let verifier = Arc::new(Verifier::new(expected, 16));
+        let url = format!("{base}/.well-known/jwks.json").parse().unwrap();
+        let keys = jwks::follow(url, http.clone(), verifier.clone(), &ctx);
+        let revocations = follow(feed, http, keys, &ctx).unwrap();
+        Self { revocations, verifier, health: ctx.health, _shutdown: shutdown.drop_guard() }
     }
 
     async fn ready(&self) {
@@ -58,6 +75,27 @@ impl Gateway {
 
 async fn identity(server: &Server, token: &str) -> std::sync::Arc<Identity> {
     server.verifier().await.verify(token, server.now()).unwrap()
+}
+
+/// A set of keys is fetched every five minutes else, and a thief has no token of a new key.
+#[tokio::test]
+async fn attack_17_a_gateway_hears_within_seconds_that_keys_were_replaced() {
+    let server = Server::start().await;
+    let gateway = Gateway::start(&server.base);
+    gateway.ready().await;
+    let code = Browser::default().code(&server).await;
+    let tokens = server.redeem(GATE, &code).await.1;
+    let token = text(&tokens, "access_token");
+    assert!(gateway.verifier.verify(token, server.now()).is_ok());
+    server.store.replace_all(server.now()).await.unwrap();
+    let refused = async {
+        while gateway.verifier.verify(token, server.now()).is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), refused).await.expect("the gateway asks again");
+    let verified = gateway.verifier.verify(token, server.now()).map(|_| ());
+    assert_eq!(verified, Err(TokenError::UnknownKey));
 }
 
 #[tokio::test]

@@ -172,13 +172,13 @@ pub async fn start(
     let portal = begin("portal", &audit, stop).await?;
     let portal_port = loopback().await?;
     let portal_address = portal_port.local_addr()?;
-    let (verifier, _) = issuer.verifier(&issuer.http()?, &portal.ctx)?;
+    let verified = issuer.verifier(&issuer.http()?, &portal.ctx)?;
     let config = settings(json!({"ssh_host": "127.0.0.1", "ssh_port": addresses.ssh.port()}))?;
     let serving = service::portal::serve(
         config,
         client.clone(),
         base.clone(),
-        (verifier, addresses.issuer.clone()),
+        (verified, addresses.issuer.clone()),
         portal_port,
         portal.ctx.clone(),
     );

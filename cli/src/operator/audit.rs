@@ -117,7 +117,7 @@ fn outcome(error: &anyhow::Error) -> Outcome {
             | Database(_)
             | Damaged(_)
             | NoMasterKey
-            | WrongMasterKey
+            | WrongMasterKey(_)
             | Signing(_)
             | Together(_),
         ) => Outcome::Failed,

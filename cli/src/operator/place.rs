@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use authserver::{Database, MasterKey, Store};
+use authserver::{Database, MasterKey, MasterKeys, Store};
 use clap::Args;
 use runtime::audit::Journal;
 
@@ -37,6 +37,10 @@ pub struct Place {
     /// given
     #[arg(long, value_name = "FILE", env = "DORMOUSE_AUTHSERVER__MASTER_KEY_FILE")]
     master_key_file: Option<PathBuf>,
+    /// A file with a master key that only opens what is sealed with it, while the master key is
+    /// changed; may be given several times, and is known when --config is given
+    #[arg(long = "other-master-key-file", value_name = "FILE")]
+    other_master_key_files: Vec<PathBuf>,
     /// Where changes are written down; known when --data-dir or --config is given, else standard
     /// error
     #[arg(long, value_name = "FILE", env = "DORMOUSE_AUDIT_FILE")]
@@ -48,12 +52,15 @@ pub struct Place {
 
 impl Place {
     pub async fn open(&self) -> anyhow::Result<Store> {
-        let (database, configured) = self.find()?;
-        let master_key = match &self.master_key_file {
+        let (database, mut keys) = self.find()?;
+        keys.current = match &self.master_key_file {
             Some(file) => Some(MasterKey::from_file(file)?),
-            None => configured.or(from_environment()?),
+            None => keys.current.or(from_environment()?),
         };
-        Ok(Store::open_with(&database, master_key).await?)
+        for file in &self.other_master_key_files {
+            keys.others.push(MasterKey::from_file(file)?);
+        }
+        Ok(Store::open_with(&database, keys).await?)
     }
 
     /// Where the server writes its events, so that all are in one place. Nothing is made where there
@@ -92,15 +99,15 @@ impl Place {
         self.config.as_ref().map_or(Ok(true), read)
     }
 
-    /// The database, and the master key as far as the place says it.
-    fn find(&self) -> anyhow::Result<(Database, Option<MasterKey>)> {
-        let (database, master_key) = match (&self.database, &self.config, &self.data_dir) {
-            (Some(database), _, _) => (database.clone(), None),
+    /// The database, and the master keys as far as the place says them.
+    fn find(&self) -> anyhow::Result<(Database, MasterKeys)> {
+        let (database, master_keys) = match (&self.database, &self.config, &self.data_dir) {
+            (Some(database), _, _) => (database.clone(), MasterKeys::default()),
             (None, Some(config), _) => service::read(config)?.authserver.storage()?,
             (None, None, Some(data_dir)) => {
                 let file = Some(dev::master_key(data_dir)).filter(|file| file.exists());
                 let key = file.map(|file| MasterKey::from_file(&file)).transpose()?;
-                (Database::File(dev::database(data_dir)), key)
+                (Database::File(dev::database(data_dir)), key.into())
             }
             (None, None, None) => {
                 bail!("name the authserver with --data-dir, --config or --database")
@@ -114,7 +121,7 @@ impl Place {
                 path.display()
             );
         }
-        Ok((database, master_key))
+        Ok((database, master_keys))
     }
 }
 

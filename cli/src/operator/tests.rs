@@ -11,7 +11,7 @@ struct Auth {
 }
 
 /// One call of each command, with the verb of what it changes.
-const CALLS: [(&str, Option<&str>); 25] = [
+const CALLS: [(&str, Option<&str>); 27] = [
     ("user add --name carol", Some("person-added")),
     ("user list", None),
     ("user show --name carol", None),
@@ -24,6 +24,8 @@ const CALLS: [(&str, Option<&str>); 25] = [
     ("key list", None),
     ("key rotate", Some("key-rotated")),
     ("key rotate --void-all-tokens", Some("keys-replaced")),
+    ("key rotate --all", Some("all-keys-replaced")),
+    ("key reseal", Some("keys-resealed")),
     ("session list", None),
     ("session end --user carol", Some("sessions-ended")),
     ("session end --id S", Some("session-ended")),

@@ -115,7 +115,7 @@ impl IssuerSettings {
         id: &str,
         secret_file: &Path,
         http: &reqwest::Client,
-        verifier: &Arc<Verifier>,
+        (verifier, keys): (&Arc<Verifier>, &JwksFollower),
         ctx: &Context,
     ) -> anyhow::Result<Revocations> {
         let authserver = self.internal();
@@ -125,7 +125,7 @@ impl IssuerSettings {
         let client_secret = secret::read(secret_file)?;
         let feed = Feed { authserver, client_id: id.to_owned(), client_secret };
         token_uses::report(feed.clone(), http.clone(), verifier.clone(), ctx);
-        Ok(revocations::follow(feed, http.clone(), ctx)?)
+        Ok(revocations::follow(feed, http.clone(), keys.clone(), ctx)?)
     }
 }
 

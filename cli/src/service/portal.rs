@@ -19,7 +19,7 @@ use kube::{
         watcher,
     },
 };
-use runtime::{handover, service::Context, settings};
+use runtime::{handover, jwks::JwksFollower, service::Context, settings};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -51,14 +51,14 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let ctx = start("portal", settings.audit_file.as_deref())?;
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
     let http = settings.issuer.http()?;
-    let (verifier, _) = settings.issuer.verifier(&http, &ctx)?;
+    let verified = settings.issuer.verifier(&http, &ctx)?;
     let listener = listen(settings.listen, "listen").await?;
     let admin = listen(settings.admin_listen, "admin_listen").await?;
     let service = serve(
         settings.portal,
         client,
         settings.base_domain,
-        (verifier, settings.issuer.url),
+        (verified, settings.issuer.url),
         listener,
         ctx.clone(),
     );
@@ -70,7 +70,7 @@ pub async fn serve(
     config: portal::Config,
     client: Client,
     base_domain: String,
-    (verifier, issuer): (Arc<Verifier>, String),
+    ((verifier, jwks), issuer): ((Arc<Verifier>, JwksFollower), String),
     listener: TcpListener,
     ctx: Context,
 ) -> anyhow::Result<()> {
@@ -80,7 +80,7 @@ pub async fn serve(
     let routes = gateway(client.clone(), &base_domain, watches.clone(), &behind).routes;
     let workspaces = store(client.clone(), &watches, &behind);
     let apps = store(client, &watches, &behind);
-    let inputs = portal::Inputs { routes, workspaces, apps, verifier, issuer };
+    let inputs = portal::Inputs { routes, workspaces, apps, verifier, jwks, issuer };
     // Who hands over to us serves until then.
     tokio::select! {
         () = handover::until_well(&ctx.health) => {}

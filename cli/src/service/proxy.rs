@@ -122,7 +122,8 @@ impl Parts {
         let http = self.issuer.http().context("issuer")?;
         let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
-        let revocations = self.issuer.revocations(id, secret, &http, &verifier, &behind)?;
+        let revocations =
+            self.issuer.revocations(id, secret, &http, (&verifier, &jwks), &behind)?;
         let gateway = gateway(self.client, &self.config.base_domain, self.watches, &behind);
         let shown = runtime::routes::router(gateway.routes.clone(), proxy::monotonic);
         let inputs = proxy::Inputs {

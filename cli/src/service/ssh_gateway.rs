@@ -63,12 +63,12 @@ impl Parts {
         // Keys, routes and revocations are followed until the last session has ended.
         let (behind, until_served) = ctx.behind();
         let http = self.issuer.http().context("issuer")?;
-        let (verifier, _) = self.issuer.verifier(&http, &behind)?;
+        let (verifier, jwks) = self.issuer.verifier(&http, &behind)?;
         // Without the gateways' secret there are no registered keys and no feed to be had.
         let revocations = match &self.config.client_secret_file {
             Some(secret) => {
                 let id = &self.config.client_id;
-                self.issuer.revocations(id, secret, &http, &verifier, &behind)?
+                self.issuer.revocations(id, secret, &http, (&verifier, &jwks), &behind)?
             }
             None => Revocations::none(),
         };
@@ -78,6 +78,7 @@ impl Parts {
             routes: gateway.routes,
             wake: gateway.wake,
             verifier,
+            jwks,
             revocations,
             http,
             listener: self.listener,

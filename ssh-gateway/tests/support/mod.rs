@@ -117,6 +117,7 @@ impl World {
             routes: receiver,
             wake,
             verifier: verifier(),
+            jwks: runtime::jwks::JwksFollower::default(),
             revocations: revocations.clone(),
             http,
             listener,

@@ -29,6 +29,10 @@ pub(super) static WRITE_ALL: LazyLock<String> = LazyLock::new(|| {
 pub(in crate::store) const OF_OLD_TOKEN: &str =
     "SELECT grant_id, generation FROM refresh_tokens WHERE digest = $1 AND says_place = 0";
 
+/// Of a place: what is kept of the token there.
+pub(super) const NEXT: &str =
+    "SELECT digest FROM refresh_tokens WHERE grant_id = $1 AND generation = $2";
+
 /// Of `n`, `grant`, `gen` and `token`: what is known of each token that there is. In PostgreSQL whoever takes a group
 /// from the person or disables them at this moment has done so before us, or waits and then finds the
 /// token that we have written down. People come before sessions, as where they are disabled.
