@@ -11,7 +11,7 @@ import { describe, secretsInLogs } from './support/secrets.js';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 /** Each starts, kills or starves an instance, so it has its own. */
-const alone = ['browser_attacks', 'quiet_terminal', 'relying_parties', 'restart', 'sleep'];
+const alone = ['browser_attacks', 'quiet_terminal', 'relying_parties', 'restart', 'scope', 'sleep'];
 
 const names = readdirSync(path.join(here, 'tests')).map((file) => file.replace(/\.test\.js$/, ''));
 const asked = process.argv.slice(2);

@@ -128,13 +128,13 @@ async fn from_the_api_to_the_table() {
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
     let client = Client::try_from(config).unwrap();
-    crds::apply(&client, Duration::from_secs(60)).await.unwrap();
+    crds::apply(&client, crds::There::Replace, Duration::from_secs(60)).await.unwrap();
     let started = Instant::now();
     fill(&client, apps).await;
     println!("{apps} apps made in {:.1} s", started.elapsed().as_secs_f64());
 
     let tracker = Arc::new(Tracker::new());
-    let options = Options { base_domain: "localhost".to_owned() };
+    let options = Options { scope: Default::default(), base_domain: "localhost".to_owned() };
     let started = Instant::now();
     let mut routes = watch(client.clone(), options, tracker, Watches::default(), shutdown.clone());
     routes.wait_for(|table| table.is_synced() && table.len() == apps).await.unwrap();

@@ -84,21 +84,35 @@ pub enum ApplyError {
     NotEstablished { name: String, after: Duration },
 }
 
-/// Applies all definitions and waits until the API server serves them. One that is newer than ours stays.
-pub async fn apply(client: &Client, deadline: Duration) -> Result<(), ApplyError> {
+/// What is done about a definition that is there and is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum There {
+    /// An older one is replaced, a newer one stays.
+    Replace,
+    /// It stays, for it is somebody else's; what of ours it lacks is told.
+    Keep,
+}
+
+/// Applies all definitions and waits until the API server serves them.
+pub async fn apply(client: &Client, there: There, deadline: Duration) -> Result<(), ApplyError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let params = PatchParams::apply(MANAGER).force();
     for crd in all() {
         let name = crd.metadata.name.clone().unwrap_or_default();
         let failed = |source| ApplyError::Apply { name: name.clone(), source: Box::new(source) };
-        let there = api.get_opt(&name).await.map_err(failed)?;
-        if there.is_some_and(|there| is_newer(&there, &crd)) {
-            tracing::warn!(
-                name,
-                "the custom resource definition there is newer than ours, and stays"
-            );
-        } else {
-            api.patch(&name, &params, &Patch::Apply(&crd)).await.map_err(failed)?;
+        let old = api.get_opt(&name).await.map_err(failed)?;
+        match old.as_ref().map(|old| (is_newer(old, &crd), there)) {
+            Some((true, _)) => {
+                tracing::warn!(
+                    name,
+                    "the custom resource definition there is newer than ours, and stays"
+                );
+            }
+            Some((false, There::Keep)) => tell_kept(&name, old.as_ref(), &crd),
+            None | Some((false, There::Replace)) => {
+                api.patch(&name, &params, &Patch::Apply(&crd)).await.map_err(failed)?;
+                tracing::info!(name, "the custom resource definition is applied");
+            }
         }
         let established = await_condition(api.clone(), &name, is_crd_established());
         match tokio::time::timeout(deadline, established).await {
@@ -109,6 +123,19 @@ pub async fn apply(client: &Client, deadline: Duration) -> Result<(), ApplyError
         }
     }
     Ok(())
+}
+
+fn tell_kept(name: &str, old: Option<&CustomResourceDefinition>, ours: &CustomResourceDefinition) {
+    let known_there = old.map(known).unwrap_or_default();
+    let lacks: Vec<_> = known(ours).difference(&known_there).cloned().collect();
+    match lacks.is_empty() {
+        true => tracing::info!(name, "the custom resource definition there stays"),
+        false => tracing::warn!(
+            name,
+            lacks = lacks.join(", "),
+            "the custom resource definition there is older than ours, and stays: the cluster does not keep these fields; to replace it for everybody there: kubectl apply --server-side --force-conflicts --field-manager=dormouse -f config/crd"
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,10 @@ pub const CANARY_OF: &str = "dormouse.dev/canary-of";
 /// On a project's namespace: the project's name. A namespace without it is never taken over.
 pub const PROJECT: &str = "dormouse.dev/project";
 
+/// On a Project, and on all that is made for the workloads in its namespace: which Dormouse looks after
+/// them, where a cluster has several. See [`crate::scope::Scope`].
+pub const SCOPE: &str = "dormouse.dev/scope";
+
 /// Recommended by Kubernetes for what a tool manages.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 

@@ -6,5 +6,6 @@ pub mod crds;
 pub mod labels;
 pub mod resources;
 pub mod routes;
+pub mod scope;
 pub mod wake;
 pub mod watch;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use domain::{activity::Tracker, route::RouteTable};
 use futures::{StreamExt, stream::select};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Client;
+use kube::{Client, core::PartialObjectMeta};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +17,15 @@ use self::build::Cluster;
 use crate::{
     labels::WORKLOAD,
     resources::{App, Project, Workspace},
+    scope::{Projects, Scope},
     watch::{News, Source, Watches, follow as changes_of},
 };
 
-/// What the table's hosts are made of.
+/// What the table is made of.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Workloads of other scopes have no route.
+    pub scope: Scope,
     /// Hosts are `<name>--<project>.<base_domain>`.
     pub base_domain: String,
 }
@@ -48,6 +51,8 @@ pub fn watch(
 }
 
 enum Change {
+    /// Of Projects that cannot be read as well.
+    Scope(News<PartialObjectMeta<Project>>),
     Project(News<Project>),
     Workspace(News<Workspace>),
     App(News<App>),
@@ -66,13 +71,14 @@ async fn follow(
 ) {
     let mut cluster = Cluster::new(options, tracker);
     let source = || client.clone();
+    let scopes = changes_of(Projects::source(source()), watches).map(Change::Scope);
     let projects = changes_of(Source::all(source()), watches).map(Change::Project);
     let workspaces = changes_of(Source::all(source()), watches).map(Change::Workspace);
     let apps = changes_of(Source::all(source()), watches).map(Change::App);
     let endpoints = Source::all(source()).labels(WORKLOAD);
     let endpoints = changes_of(endpoints, watches).map(Change::Endpoints);
     let changes = select(
-        select(projects.boxed(), workspaces.boxed()),
+        select(select(scopes.boxed(), projects.boxed()), workspaces.boxed()),
         select(apps.boxed(), endpoints.boxed()),
     );
     let mut batches = changes.ready_chunks(BATCH);

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     labels::WAKE_AT,
     resources::{App, WorkloadResource, Workspace},
+    scope::Scope,
 };
 
 /// Gateways repeat their wish while they hold a request; more often than this it changes nothing.
@@ -30,9 +31,10 @@ const AT_ONCE: usize = 16;
 const DEADLINE: Duration = Duration::from_secs(10);
 const TRIES: usize = 5;
 
-/// Runs until shutdown or until every sender is gone.
+/// Runs until shutdown or until every sender is gone. Wakes nothing of another scope.
 pub async fn run(
     client: Client,
+    scope: Scope,
     mut requests: mpsc::Receiver<WakeRequest>,
     shutdown: CancellationToken,
 ) {
@@ -54,9 +56,9 @@ pub async fn run(
         while running.len() >= AT_ONCE {
             running.join_next().await;
         }
-        let client = client.clone();
+        let (client, scope) = (client.clone(), scope.clone());
         running.spawn(async move {
-            match tokio::time::timeout(DEADLINE, wake(&client, &request)).await {
+            match tokio::time::timeout(DEADLINE, wake(&client, &scope, &request)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(%error, workload = %request.workload, "a wake could not be written");
@@ -69,8 +71,11 @@ pub async fn run(
     }
 }
 
-/// Writes one wish. Fine if the workload is gone.
-pub async fn wake(client: &Client, request: &WakeRequest) -> kube::Result<()> {
+/// Writes one wish. Fine if the workload is gone, or of another scope by now.
+pub async fn wake(client: &Client, scope: &Scope, request: &WakeRequest) -> kube::Result<()> {
+    if !scope.holds(client, request.workload.project.as_str()).await? {
+        return Ok(());
+    }
     match request.workload.kind {
         WorkloadKind::Workspace => write::<Workspace>(client, request).await,
         WorkloadKind::App => write::<App>(client, request).await,

@@ -1,10 +1,12 @@
 //! What the reconcilers stand on: watches of our own, and what is told of objects that cannot be read.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use cluster::{
     labels,
-    watch::{Source, Unread, Watches, events, follow, touched},
+    resources::WorkloadResource,
+    scope,
+    watch::{Source, follow, touched},
 };
 use futures::{Stream, StreamExt};
 use kube::{
@@ -12,8 +14,9 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         Controller, WatchStreamExt,
-        events::{Event, EventType, Recorder},
-        reflector, watcher,
+        events::{Event, EventType},
+        reflector::{self, Store},
+        watcher,
     },
 };
 use serde::de::DeserializeOwned;
@@ -28,9 +31,9 @@ pub fn retry() -> Duration {
     RETRY.mul_f64(1.0 + rand::random::<f64>() / 2.0)
 }
 
-/// Reconciles all objects of a kind that can be read. One that cannot be is left out: nothing that is made
+/// Reconciles the objects of a kind that are told. One that cannot be read is not: nothing that is made
 /// for it is touched, and it neither sleeps nor wakes.
-pub fn controller<K>(shared: &Shared) -> Controller<K>
+pub fn controller<K, S>(events: impl FnOnce(Store<K>) -> S) -> Controller<K>
 where
     K: Resource<DynamicType = ()>
         + Clone
@@ -39,11 +42,18 @@ where
         + Send
         + Sync
         + 'static,
+    S: Stream<Item = watcher::Event<K>> + Send + 'static,
 {
     let (reader, writer) = reflector::store();
-    let news = follow(Source::<K>::all(shared.client.clone()), &shared.watches);
-    let events = events(news, reader.clone(), Unread::LeaveOut).map(Ok::<_, watcher::Error>);
+    let events = events(reader.clone()).map(Ok::<_, watcher::Error>);
     Controller::for_stream(reflector::reflector(writer, events).applied_objects(), reader)
+}
+
+/// Workloads of our scope that can be read.
+pub fn members<W: WorkloadResource>(
+    shared: &Shared,
+) -> impl Stream<Item = watcher::Event<W>> + Send + 'static + use<W> {
+    scope::members(shared.client.clone(), shared.config.scope.clone(), &shared.watches)
 }
 
 /// Whatever happens to objects of a kind that were made for workloads.
@@ -54,13 +64,20 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Send + Sync + 'static,
 {
     let source = Source::<PartialObjectMeta<K>>::metadata(shared.client.clone());
-    touched(follow(source.labels(labels::WORKLOAD), &shared.watches)).map(Ok)
+    // Those of other scopes would be looked for among ours in vain. A Project that comes from another scope brings
+    // things along whose label is still the other's, until they are applied, which is soon.
+    let selector = match shared.config.scope.name() {
+        Some(scope) => format!("{},{}={scope}", labels::WORKLOAD, labels::SCOPE),
+        None => format!("{},!{}", labels::WORKLOAD, labels::SCOPE),
+    };
+    touched(follow(source.labels(&selector), &shared.watches)).map(Ok)
 }
 
 /// An event for each object that cannot be read; its own status is not written, because what cannot be read
-/// could be lost. Until the watches end.
-pub async fn tell_unreadable(watches: Watches, recorder: Recorder) {
-    let mut changes = watches.subscribe();
+/// could be lost. Nothing is written to those of other scopes. Until the watches end.
+pub async fn tell_unreadable(shared: Arc<Shared>) {
+    let Shared { client, recorder, .. } = &*shared;
+    let mut changes = shared.watches.subscribe();
     let mut told = HashSet::new();
     loop {
         let reports: Vec<_> =
@@ -73,6 +90,20 @@ pub async fn tell_unreadable(watches: Watches, recorder: Recorder) {
         for report in reports {
             if !told.insert((report.object.uid.clone(), report.field.clone())) {
                 continue;
+            }
+            // A Project has the name of its namespace.
+            let namespace = report.object.namespace.as_ref().or(report.object.name.as_ref());
+            match shared.config.scope.holds(client, namespace.map_or("", String::as_str)).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    tracing::debug!(
+                        error = cluster::watch::told(&error),
+                        "whose it is is not known"
+                    );
+                    told.remove(&(report.object.uid.clone(), report.field.clone()));
+                    continue;
+                }
             }
             let note = format!(
                 "The controller cannot read {}: it leaves the object as it is until it is upgraded, or the field corrected",

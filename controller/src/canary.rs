@@ -41,7 +41,13 @@ pub async fn apply(
         return Ok(None);
     };
     let name = name(app);
-    own::put(&services, &name, |found| own::check(found, owner), |_| Ok(service(app))).await?;
+    own::put(
+        &services,
+        &name,
+        |found| own::check(found, owner),
+        |_| Ok(service(app, &shared.config)),
+    )
+    .await?;
     let manifest = |_: Option<&Deployment>| Ok(deployment(app, canary, awake, &shared.config));
     let made = own::put(&deployments, &name, |found| own::check(found, owner), manifest).await?;
     let status = made.status.unwrap_or_default();
@@ -85,8 +91,8 @@ fn rename(manifest: &mut Value, app: &App) {
     manifest["metadata"]["labels"][labels::REVISION] = json!(labels::CANARY);
 }
 
-fn service(app: &App) -> Value {
-    let mut service = manifest::service(app);
+fn service(app: &App, config: &Config) -> Value {
+    let mut service = manifest::service(app, config);
     rename(&mut service, app);
     service["spec"]["selector"] = pod_labels(app);
     service
@@ -107,6 +113,9 @@ fn deployment(app: &App, canary: &Canary, awake: bool, config: &Config) -> Value
     deployment["spec"]["selector"]["matchLabels"] = pod_labels(app);
     let mut labels = pod_labels(app);
     labels[labels::MANAGED_BY] = json!(labels::MANAGER);
+    if let Some((name, value)) = manifest::scope_label(config) {
+        labels[name] = json!(value);
+    }
     deployment["spec"]["template"]["metadata"]["labels"] = labels;
     deployment
 }
@@ -130,11 +139,14 @@ mod tests {
         .unwrap()
     }
 
-    fn manifest_of(app: &App, awake: bool) -> Value {
+    fn config() -> Config {
         let config = json!({"base_domain": "localhost", "gateways": [],
             "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"}});
-        let config = serde_json::from_value(config).unwrap();
-        deployment(app, app.spec.canary.as_ref().unwrap(), awake, &config)
+        serde_json::from_value(config).unwrap()
+    }
+
+    fn manifest_of(app: &App, awake: bool) -> Value {
+        deployment(app, app.spec.canary.as_ref().unwrap(), awake, &config())
     }
 
     #[test]
@@ -166,7 +178,7 @@ mod tests {
         };
         let canary_pods = &made["spec"]["template"]["metadata"]["labels"];
         let stable_pods = json!(manifest::labels_of(&app));
-        let (stable, canary) = (manifest::service(&app), service(&app));
+        let (stable, canary) = (manifest::service(&app, &config()), service(&app, &config()));
         assert!(selects(&canary, canary_pods) && selects(&stable, &stable_pods));
         assert!(!selects(&stable, canary_pods) && !selects(&canary, &stable_pods));
         assert_eq!(canary["metadata"]["labels"]["dormouse.dev/workload"], "web");

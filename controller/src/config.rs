@@ -1,7 +1,8 @@
 //! The controller's settings.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use cluster::scope::Scope;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use url::Url;
@@ -9,6 +10,14 @@ use url::Url;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Acts on Projects with the label `dormouse.dev/scope=<scope>` and what is in their namespaces, and on
+    /// nothing else. Unset: on Projects without the label, and on namespaces without a Project.
+    #[serde(default)]
+    pub scope: Scope,
+    /// Where the Lease is that only one controller of a scope holds at a time. Unset: the pod's own
+    /// namespace, or `default` outside a pod.
+    #[serde(default)]
+    pub lease_namespace: Option<String>,
     /// Hosts of workloads are `<name>--<project>.<base_domain>`.
     pub base_domain: String,
     /// Added to the URLs that people are shown, when it is not 443.
@@ -21,9 +30,12 @@ pub struct Config {
     #[serde(default)]
     pub idle: IdleConfig,
     pub agent: AgentConfig,
-    /// Keys of taints that workloads' pods tolerate: nodes that are kept for them.
+    /// Taints that workloads' pods tolerate, each `key` or `key=value`: nodes that are kept for them.
     #[serde(default)]
     pub tolerate_taints: Vec<String>,
+    /// Labels of the nodes that workloads' pods may run on; on all when empty.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
 }
 
 fn urls<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Url>, D::Error> {
@@ -72,3 +84,16 @@ pub struct AgentConfig {
     /// The SSH gateway's public key, `ssh-ed25519 AAAA...`: the only one that agents trust.
     pub gateway_key: String,
 }
+
+impl Config {
+    /// Where the Lease is.
+    pub fn lease_namespace(&self) -> String {
+        let own = || std::fs::read_to_string(POD_NAMESPACE).ok();
+        let namespace = self.lease_namespace.clone().or_else(own);
+        let namespace = namespace.map(|text| text.trim().to_owned()).filter(|it| !it.is_empty());
+        namespace.unwrap_or_else(|| "default".to_owned())
+    }
+}
+
+/// Kubernetes mounts this into every pod with a service account.
+const POD_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";

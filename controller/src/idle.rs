@@ -53,12 +53,13 @@ pub async fn run(shared: Arc<Shared>, stores: Stores, http: reqwest::Client, ctx
         }
         ask_all(&mut gateways, &http, &shared).await;
         // A wake could have been missed, and a sleep would not be carried out.
-        let blind = shared.watches.blind_since().is_some();
+        let blind = shared.watches.blind_since().is_some() || !shared.held.now();
         if !blind {
             judge_all(&stores.workspaces, &gateways, &mut unwritten, &shared, &ctx).await;
             judge_all(&stores.apps, &gateways, &mut unwritten, &shared, &ctx).await;
         }
         unwritten.retain(|workload, _| stores.contains(workload));
+        shared.rivals.retain(|workload| stores.contains(workload));
         shared.metrics.unwritten.set(i64::try_from(unwritten.len()).unwrap_or(i64::MAX));
         shared.metrics.verdicts_paused.set(blind.into());
         for gateway in &mut gateways {
@@ -176,6 +177,11 @@ async fn judge<W: WorkloadResource>(
         *asked = Some(Sleep { at: why.observed_until, why: idle.message.clone() });
     }
     if changes.is_empty() {
+        return Ok(());
+    }
+    // A Project may have changed hands a moment ago.
+    if !shared.config.scope.holds(&shared.client, workload.project.as_str()).await? {
+        *asked = None;
         return Ok(());
     }
     // With the version that was judged: a wake that was written meanwhile makes this fail, and the

@@ -29,6 +29,18 @@ pub fn labels_of<W: WorkloadResource>(object: &W) -> BTreeMap<&'static str, Stri
     .into()
 }
 
+/// The labels of pods. The scope is in nothing that selects, for a Project may change it.
+fn pod_labels<W: WorkloadResource>(object: &W, config: &Config) -> BTreeMap<&'static str, String> {
+    let mut labels = labels_of(object);
+    labels.extend(scope_label(config));
+    labels
+}
+
+/// The scope's label on what is made in it.
+pub fn scope_label(config: &Config) -> Option<(&'static str, String)> {
+    config.scope.name().map(|name| (labels::SCOPE, name.to_owned()))
+}
+
 /// Selects the workload's pods. Immutable in a StatefulSet and a Deployment, so kept small.
 pub fn selector_of<W: WorkloadResource>(object: &W) -> BTreeMap<&'static str, String> {
     let mut selector = labels_of(object);
@@ -52,8 +64,15 @@ fn metadata<W: WorkloadResource>(object: &W, name: &str) -> Value {
     })
 }
 
+/// Of what goes with its workload. A volume may outlive it, and its scope.
+fn scoped<W: WorkloadResource>(object: &W, name: &str, config: &Config) -> Value {
+    let mut metadata = metadata(object, name);
+    metadata["labels"] = json!(pod_labels(object, config));
+    metadata
+}
+
 /// A headless Service for a workspace, so that its pod has a name; a common one for an app.
-pub fn service<W: WorkloadResource>(object: &W) -> Value {
+pub fn service<W: WorkloadResource>(object: &W, config: &Config) -> Value {
     let mut http = json!({"name": "http", "port": object.port(), "targetPort": "http"});
     if object.app_protocol() != AppProtocol::Http {
         http["appProtocol"] = json!(object.app_protocol().as_str());
@@ -67,7 +86,7 @@ pub fn service<W: WorkloadResource>(object: &W) -> Value {
     spec["ports"] = json!(ports);
     json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": metadata(object, &object.name_any()),
+        "metadata": scoped(object, &object.name_any(), config),
         "spec": spec,
     })
 }
@@ -94,15 +113,15 @@ pub fn claim(workspace: &Workspace) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
 }
 
-pub fn agent_secret(workspace: &Workspace, host_key: &str, gateway_key: &str) -> Value {
+pub fn agent_secret(workspace: &Workspace, host_key: &str, config: &Config) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Secret",
-        "metadata": metadata(workspace, &agent_key::secret_name(&workspace.name_any())),
+        "metadata": scoped(workspace, &agent_key::secret_name(&workspace.name_any()), config),
         "type": "Opaque",
         // Not stringData, which the API server never gives back: it would differ at every apply.
         "data": {
             agent_key::HOST_KEY: ByteString(host_key.into()),
-            agent_key::AUTHORIZED_KEY: ByteString(gateway_key.into()),
+            agent_key::AUTHORIZED_KEY: ByteString(config.agent.gateway_key.clone().into()),
         },
     })
 }
@@ -166,16 +185,16 @@ pub fn stateful_set(
         "containers": [container],
         "volumes": volumes,
     });
-    tolerate(&mut pod, config);
+    place(&mut pod, config);
     json!({
         "apiVersion": "apps/v1", "kind": "StatefulSet",
-        "metadata": metadata(workspace, &name),
+        "metadata": scoped(workspace, &name, config),
         "spec": {
             "replicas": if awake { spec.replicas } else { 0 },
             "serviceName": name,
             "podManagementPolicy": policy.unwrap_or("Parallel"),
             "selector": {"matchLabels": selector_of(workspace)},
-            "template": {"metadata": {"labels": labels_of(workspace)}, "spec": pod},
+            "template": {"metadata": {"labels": pod_labels(workspace, config)}, "spec": pod},
         },
     })
 }
@@ -202,21 +221,29 @@ pub fn deployment(app: &App, awake: bool, config: &Config) -> Value {
         "containers": [container],
         "volumes": volumes,
     });
-    tolerate(&mut pod, config);
+    place(&mut pod, config);
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": metadata(app, &app.name_any()),
+        "metadata": scoped(app, &app.name_any(), config),
         "spec": {
             "replicas": if awake { spec.replicas } else { 0 },
             "selector": {"matchLabels": selector_of(app)},
-            "template": {"metadata": {"labels": labels_of(app)}, "spec": pod},
+            "template": {"metadata": {"labels": pod_labels(app, config)}, "spec": pod},
         },
     })
 }
 
-fn tolerate(pod: &mut Value, config: &Config) {
-    let keys = config.tolerate_taints.iter();
-    let tolerations: Vec<_> = keys.map(|key| json!({"key": key, "operator": "Exists"})).collect();
+/// On which nodes.
+fn place(pod: &mut Value, config: &Config) {
+    if !config.node_selector.is_empty() {
+        pod["nodeSelector"] = json!(config.node_selector);
+    }
+    let taints = config.tolerate_taints.iter();
+    let tolerations = taints.map(|taint| match taint.split_once('=') {
+        Some((key, value)) => json!({"key": key, "operator": "Equal", "value": value}),
+        None => json!({"key": taint, "operator": "Exists"}),
+    });
+    let tolerations: Vec<_> = tolerations.collect();
     if !tolerations.is_empty() {
         pod["tolerations"] = json!(tolerations);
     }
@@ -299,7 +326,8 @@ mod tests {
 
     fn config() -> Config {
         serde_json::from_value(json!({
-            "base_domain": "localhost", "gateways": [], "tolerate_taints": ["dormouse.dev/a"],
+            "base_domain": "localhost", "gateways": [],
+            "tolerate_taints": ["dormouse.dev/a", "dormouse.dev/b=dev"],
             "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"},
         }))
         .unwrap()
@@ -340,9 +368,9 @@ mod tests {
             "resources": {"limits": {"cpu": "1"}}, "storage": {"storageClassName": "fast"},
         }));
         typed::<StatefulSet>(&stateful_set(&lab, true, None, &config()));
-        typed::<Service>(&service(&lab));
+        typed::<Service>(&service(&lab, &config()));
         typed::<PersistentVolumeClaim>(&claim(&lab));
-        let secret: Secret = typed(&agent_secret(&lab, "private", "public"));
+        let secret: Secret = typed(&agent_secret(&lab, "private", &config()));
         assert_eq!(secret.data.unwrap()[agent_key::HOST_KEY].0, b"private");
         let app: App = serde_json::from_value(json!({
             "apiVersion": "dormouse.dev/v1alpha1", "kind": "App",
@@ -355,9 +383,9 @@ mod tests {
         .unwrap();
         let pod = &deployment(&app, true, &config())["spec"]["template"]["spec"];
         assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"], "HTTPS");
-        assert_eq!(service(&app)["spec"]["ports"][0]["appProtocol"], "https");
+        assert_eq!(service(&app, &config())["spec"]["ports"][0]["appProtocol"], "https");
         typed::<Deployment>(&deployment(&app, true, &config()));
-        typed::<Service>(&service(&app));
+        typed::<Service>(&service(&app, &config()));
     }
 
     #[test]
@@ -373,7 +401,33 @@ mod tests {
     fn pods_tolerate_the_taints_of_nodes_that_are_kept_for_them() {
         let lab = stateful_set(&workspace(json!({})), true, None, &config());
         let tolerations = &lab["spec"]["template"]["spec"]["tolerations"];
-        assert_eq!(*tolerations, json!([{"key": "dormouse.dev/a", "operator": "Exists"}]));
+        assert!(lab["spec"]["template"]["spec"]["nodeSelector"].is_null());
+        assert_eq!(
+            *tolerations,
+            json!([
+                {"key": "dormouse.dev/a", "operator": "Exists"},
+                {"key": "dormouse.dev/b", "operator": "Equal", "value": "dev"},
+            ])
+        );
+    }
+
+    #[test]
+    fn the_scope_is_on_what_is_made_and_in_nothing_that_selects() {
+        let label = |labels: &Value| labels[labels::SCOPE].clone();
+        let mut config = config();
+        let lab = workspace(json!({}));
+        config.node_selector = [("host".to_owned(), "a".to_owned())].into();
+        for (scope, shown) in [("default", json!(null)), ("dev", json!("dev"))] {
+            config.scope = scope.parse().unwrap();
+            let set = stateful_set(&lab, true, None, &config);
+            let pod = &set["spec"]["template"];
+            let made =
+                [pod, &set, &service(&lab, &config)].map(|it| label(&it["metadata"]["labels"]));
+            assert_eq!(made, [shown.clone(), shown.clone(), shown]);
+            assert_eq!(pod["spec"]["nodeSelector"], json!({"host": "a"}));
+            assert!(label(&set["spec"]["selector"]["matchLabels"]).is_null());
+            assert!(label(&service(&lab, &config)["spec"]["selector"]).is_null());
+        }
     }
 
     #[test]
@@ -382,7 +436,7 @@ mod tests {
         let lab = workspace(json!({}));
         assert!(owned(&stateful_set(&lab, true, None, &config())) && owned(&claim(&lab)));
         let keep = workspace(json!({"storage": {"onDelete": "Retain"}}));
-        assert!(!owned(&claim(&keep)) && owned(&service(&keep)));
+        assert!(!owned(&claim(&keep)) && owned(&service(&keep, &config())));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+#[derive(Clone)]
 pub struct Metrics {
     /// By kind of object.
     pub reconcile_errors: IntCounterVec,
@@ -14,6 +15,8 @@ pub struct Metrics {
     pub unwritten: IntGauge,
     /// 1 while no verdict is given, because changes of the cluster are not seen.
     pub verdicts_paused: IntGauge,
+    /// 1 while it acts, 0 while it stands by.
+    pub acting: IntGauge,
 }
 
 impl Metrics {
@@ -46,6 +49,10 @@ impl Metrics {
                 "dormouse_controller_verdicts_paused",
                 "1 while no idle verdict is given, because changes of the cluster are not seen.",
             )?,
+            acting: IntGauge::new(
+                "dormouse_controller_acting",
+                "1 while this controller holds its scope's Lease and acts, 0 while it stands by.",
+            )?,
         };
         registry.register(Box::new(metrics.reconcile_errors.clone()))?;
         registry.register(Box::new(metrics.sleeps.clone()))?;
@@ -53,6 +60,7 @@ impl Metrics {
         registry.register(Box::new(metrics.silent_gateways.clone()))?;
         registry.register(Box::new(metrics.unwritten.clone()))?;
         registry.register(Box::new(metrics.verdicts_paused.clone()))?;
+        registry.register(Box::new(metrics.acting.clone()))?;
         Ok(metrics)
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cluster::{
     labels,
     resources::Project,
-    watch::{Source, follow, touched},
+    scope::Scope,
+    watch::{News, Source, Unread, events, follow, key, touched},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
     core::PartialObjectMeta,
-    runtime::controller::Action,
+    runtime::{controller::Action, watcher::Event},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,10 @@ use crate::{
 pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
     let namespaces = Source::<PartialObjectMeta<Namespace>>::metadata(shared.client.clone());
     let namespaces = follow(namespaces.labels(labels::PROJECT), &shared.watches);
-    acting::controller(&shared)
+    let scope = shared.config.scope.clone();
+    let projects = follow(Source::<Project>::all(shared.client.clone()), &shared.watches);
+    let projects = projects.filter_map(move |news| std::future::ready(ours(&scope, news)));
+    acting::controller(|known| events(projects, known, Unread::LeaveOut))
         .owns_stream(touched(namespaces).map(Ok))
         .graceful_shutdown_on(shutdown.cancelled_owned())
         .run(
@@ -51,12 +55,29 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
         .await;
 }
 
+/// Without those of other scopes: one that leaves ours is told as gone.
+fn ours(scope: &Scope, news: News<Project>) -> Option<News<Project>> {
+    match news {
+        News::Event(Event::Apply(project)) if !scope.has(&project.metadata) => {
+            Some(News::Gone(key(&project.metadata)))
+        }
+        News::Event(Event::InitApply(project)) if !scope.has(&project.metadata) => None,
+        other => Some(other),
+    }
+}
+
 async fn reconcile(project: &Project, shared: &Shared) -> Result<Action, ReconcileError> {
     if project.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    if !shared.held.now() {
+        return Ok(Action::requeue(acting::retry()));
+    }
     let name = project.name_any();
     let Some(owner) = project.controller_owner_ref(&()) else { return Ok(Action::await_change()) };
+    if !shared.config.scope.holds(&shared.client, &name).await? {
+        return Ok(Action::requeue(acting::retry()));
+    }
     let namespaces: Api<Namespace> = Api::all(shared.client.clone());
     let manifest = json!({
         "apiVersion": "v1", "kind": "Namespace",

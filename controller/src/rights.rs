@@ -9,6 +9,10 @@ use kube::{Api, Client, api::PostParams};
 use runtime::service::Context;
 use tokio::time::timeout;
 
+/// In the namespace of the Lease alone.
+pub const LEASES: (&str, &str, &[&str]) =
+    ("coordination.k8s.io", "leases", &["get", "create", "update"]);
+
 /// API group, resource with its subresource, verbs. In all namespaces.
 pub const NEEDED: [(&str, &str, &[&str]); 14] = [
     ("dormouse.dev", "projects", &["list", "watch"]),
@@ -35,12 +39,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Reports the component `rights` until shutdown.
-pub async fn run(client: Client, ctx: Context) {
+pub async fn run(client: Client, lease_namespace: String, ctx: Context) {
     ctx.health.set("rights", Err("the cluster has not said yet what the controller may do".into()));
     let mut told: Option<String> = None;
     let mut known = false;
     loop {
-        let looked = timeout(DEADLINE, missing(&client)).await;
+        let looked = timeout(DEADLINE, missing(&client, &lease_namespace)).await;
         let pause = match looked {
             Ok(Ok(missing)) => {
                 known = true;
@@ -79,14 +83,20 @@ pub async fn run(client: Client, ctx: Context) {
 }
 
 /// Such as `create services`, `patch workspaces/status (dormouse.dev)`.
-async fn missing(client: &Client) -> kube::Result<Vec<String>> {
+async fn missing(client: &Client, lease_namespace: &str) -> kube::Result<Vec<String>> {
     let mut missing = Vec::new();
     for (group, resource, verbs) in NEEDED {
         for verb in verbs {
-            if !is_allowed(client, (group, resource, verb)).await? {
+            if !is_allowed(client, None, (group, resource, verb)).await? {
                 let group = if group.is_empty() { String::new() } else { format!(" ({group})") };
                 missing.push(format!("{verb} {resource}{group}"));
             }
+        }
+    }
+    let (group, resource, verbs) = LEASES;
+    for verb in verbs {
+        if !is_allowed(client, Some(lease_namespace), (group, resource, verb)).await? {
+            missing.push(format!("{verb} {resource} ({group}) in the namespace {lease_namespace}"));
         }
     }
     Ok(missing)
@@ -94,6 +104,7 @@ async fn missing(client: &Client) -> kube::Result<Vec<String>> {
 
 async fn is_allowed(
     client: &Client,
+    namespace: Option<&str>,
     (group, resource, verb): (&str, &str, &str),
 ) -> kube::Result<bool> {
     let (resource, subresource) = match resource.split_once('/') {
@@ -101,6 +112,7 @@ async fn is_allowed(
         None => (resource, None),
     };
     let attributes = ResourceAttributes {
+        namespace: namespace.map(str::to_owned),
         group: Some(group.to_owned()),
         resource: Some(resource.to_owned()),
         subresource,
@@ -128,7 +140,7 @@ mod tests {
     fn the_documentation_lists_every_right() {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md");
         let page = std::fs::read_to_string(page).unwrap();
-        for (group, resource, verbs) in NEEDED {
+        for (group, resource, verbs) in NEEDED.into_iter().chain([LEASES]) {
             let row = format!("| `{group}` | `{resource}` | {} |", verbs.join(", "));
             assert!(page.contains(&row), "docs/operating.md: {row}");
         }

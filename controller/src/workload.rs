@@ -8,7 +8,6 @@ use cluster::{
         AgentStatus, App, CanaryStatus, Phase, WorkloadResource, WorkloadStatus, Workspace,
     },
 };
-use domain::workload::WorkloadKind;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -16,7 +15,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, StatefulSet},
         core::v1::{Pod, Secret, Service},
     },
-    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -24,6 +23,7 @@ use kube::{
     runtime::{Controller, controller::Action, reflector::ObjectRef},
 };
 use serde_json::Value;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -31,11 +31,12 @@ use crate::{
     own::{self, Part, Scaled},
     phase::{Observed, Told, is_broken, tell},
     refusal::{Problem, Reason, ReconcileError},
+    rivals::{self, Asked},
     status::{status, write},
 };
 
 pub fn controller<W: Reconciled>(shared: &Shared) -> Controller<W> {
-    acting::controller(shared)
+    acting::controller(|_| acting::members(shared))
         .owns_stream(acting::made_by_us::<W::Under>(shared))
         .owns_stream(acting::made_by_us::<Service>(shared))
         .watches_stream(acting::made_by_us::<Pod>(shared), |pod| {
@@ -274,8 +275,7 @@ async fn agent_key(
     let check = |found: &Secret| own::check(found, &place.owner);
     let manifest = |found: Option<&Secret>| {
         let kept = agent_key::kept_or_new(found)?;
-        let gateway_key = &place.shared.config.agent.gateway_key;
-        let manifest = manifest::agent_secret(workspace, &kept.private, gateway_key);
+        let manifest = manifest::agent_secret(workspace, &kept.private, &place.shared.config);
         key = Some(kept);
         Ok(manifest)
     };
@@ -359,16 +359,27 @@ async fn reconcile<W: Reconciled>(
     stores: &Stores,
 ) -> Result<Action, ReconcileError> {
     let Some(workload) = object.workload() else { return Ok(Action::await_change()) };
+    if !shared.held.now() {
+        return Ok(Action::requeue(acting::retry()));
+    }
     let Some(owner) = object.controller_owner_ref(&()) else { return Ok(Action::await_change()) };
     if object.meta().deletion_timestamp.is_some() {
         // What it owns goes with it, by garbage collection.
         return Ok(Action::await_change());
     }
     let namespace = workload.project.as_str();
+    // What is followed may be a moment behind, and whose it is must not be a guess.
+    if !shared.config.scope.holds(&shared.client, namespace).await? {
+        return Ok(Action::requeue(acting::retry()));
+    }
     let place = Place { shared, namespace, owner };
     let before = object.status().cloned().unwrap_or_default();
     let asleep = object.is_asleep();
     let awake = !asleep && object.replicas() > 0;
+    let asked = Asked { generation: object.meta().generation.unwrap_or(0), awake };
+    if let Some(pause) = shared.rivals.pause(&workload, asked, Instant::now()) {
+        return Ok(Action::requeue(pause));
+    }
     let mut failed = Failed::default();
     if !awake {
         failed.note(object.halt(&place).await);
@@ -381,9 +392,15 @@ async fn reconcile<W: Reconciled>(
         return failed.passing.map_or_else(|| Ok(Action::await_change()), Err);
     }
 
-    failed.note(place.put::<Service>(&manifest::service(object)).await);
+    failed.note(place.put::<Service>(&manifest::service(object, &shared.config)).await);
     let Applied { under, agent, canary } = object.apply(&place, awake, &mut failed).await;
     let key = workload.to_string();
+    let generation = under.as_ref().and_then(|under| under.meta().generation);
+    if let Some(generation) = generation
+        && shared.rivals.applied(&workload, asked, generation, Instant::now())
+    {
+        rivals::tell(object, &workload, shared).await;
+    }
     match &failed.passing {
         Some(error) => failed.problems.extend(shared.failures.again(&key, error)),
         None => shared.failures.over(&key),
@@ -443,27 +460,6 @@ async fn observe<W: Reconciled>(
 
 fn stays(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
-}
-
-impl Stores {
-    /// The workload of another kind that has the same host, if it is older than this one.
-    fn older_namesake<W: WorkloadResource>(&self, object: &W) -> Option<String> {
-        let (name, namespace) = (object.name_any(), object.namespace()?);
-        let other = match W::KIND {
-            WorkloadKind::Workspace => {
-                let found = self.apps.get(&ObjectRef::new(&name).within(&namespace))?;
-                (WorkloadKind::App, found.creation_timestamp())
-            }
-            WorkloadKind::App => {
-                let found = self.workspaces.get(&ObjectRef::new(&name).within(&namespace))?;
-                (WorkloadKind::Workspace, found.creation_timestamp())
-            }
-        };
-        // The same order as the route table's: by time, then by kind.
-        let age = |created: Option<Time>, kind| (created.map(|time| time.0), kind);
-        let (mine, theirs) = (age(object.creation_timestamp(), W::KIND), age(other.1, other.0));
-        (theirs < mine).then(|| format!("{} {name}", other.0))
-    }
 }
 
 #[cfg(test)]

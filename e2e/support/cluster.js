@@ -38,7 +38,8 @@ function get(instance, pathname) {
   });
 }
 
-async function getJson(instance, pathname) {
+/** GET of any path of the API server. */
+export async function getJson(instance, pathname) {
   const response = await get(instance, pathname);
   const chunks = [];
   for await (const chunk of response) chunks.push(chunk);
@@ -47,13 +48,14 @@ async function getJson(instance, pathname) {
   return JSON.parse(text);
 }
 
-const plural = { Workspace: 'workspaces', App: 'apps' };
+const plural = { Workspace: 'workspaces', App: 'apps', Project: 'projects' };
 
 /** Sends a custom resource to the API server. */
 function send(instance, method, { kind, metadata: { namespace, name } }, object) {
   const { server, token, ...tls } = credentials(instance.ready.kubeconfig);
   const headers = { 'content-type': 'application/json', ...(token ? { authorization: `Bearer ${token}` } : {}) };
-  const all = `${GROUP}/namespaces/${namespace}/${plural[kind]}`;
+  const within = namespace ? `/namespaces/${namespace}` : '';
+  const all = `${GROUP}${within}/${plural[kind]}`;
   const url = new URL(method === 'POST' ? all : `${all}/${name}`, server);
   return new Promise((resolve, reject) => {
     const request = https.request(url, { ...tls, method, headers, agent: false }, async (response) => {
@@ -68,7 +70,7 @@ function send(instance, method, { kind, metadata: { namespace, name } }, object)
   });
 }
 
-/** Makes a workload. */
+/** Makes a workload or a project. */
 export function create(instance, object) {
   return send(instance, 'POST', object, object);
 }

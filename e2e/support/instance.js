@@ -141,6 +141,11 @@ export class Instance {
     return this.ready.workloads.find((workload) => workload.name === name);
   }
 
+  /** Where its workloads are: on another cluster not called as here. */
+  get project() {
+    return this.workload('echo').project;
+  }
+
   /** URL of a workload, with a path. */
   url(name, pathname = '/') {
     return new URL(pathname, this.workload(name).url).href;

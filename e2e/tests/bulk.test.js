@@ -20,7 +20,7 @@ const GROWTH_MAX = 64 * 1024 * 1024;
 const app = {
   apiVersion: 'dormouse.dev/v1alpha1',
   kind: 'App',
-  metadata: { name: 'bulk', namespace: 'alice' },
+  metadata: { name: 'bulk', namespace: instance.project },
   spec: {
     owner: 'alice',
     image: 'bulk',
@@ -29,7 +29,7 @@ const app = {
 };
 
 after(async () => {
-  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'bulk', '-n', 'alice', '--ignore-not-found']);
+  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'bulk', '-n', instance.project, '--ignore-not-found']);
 });
 
 function resident() {

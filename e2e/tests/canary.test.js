@@ -30,7 +30,7 @@ function app(canary) {
   return JSON.stringify({
     apiVersion: 'dormouse.dev/v1alpha1',
     kind: 'App',
-    metadata: { name: 'twofold', namespace: 'alice' },
+    metadata: { name: 'twofold', namespace: instance.project },
     spec: {
       owner: 'alice',
       image: 'twofold',
@@ -45,7 +45,7 @@ const apply = (canary) => kubectlOk(instance, ['apply', '-f', '-'], app(canary))
 const withWeight = (weight) => ({ weight, env: [{ name: 'SIDE', value: 'new' }] });
 
 after(async () => {
-  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'twofold', '-n', 'alice', '--ignore-not-found']);
+  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'twofold', '-n', instance.project, '--ignore-not-found']);
 });
 
 test('people are moved to the canary and back, and it goes without a trace', { ...needed, timeout: 240_000 }, async () => {
@@ -62,7 +62,7 @@ test('people are moved to the canary and back, and it goes without a trace', { .
   const becomes = (side) => until(`alice to get the ${side} one`, async () => (await answer()) === side, { within: 30_000, every: 100 });
   await becomes('new');
   for (let time = 0; time < 10; time += 1) assert.equal(await answer(), 'new');
-  const shown = row(await kubectlOk(instance, ['get', 'apps', '-n', 'alice', '-o', 'wide']), 'twofold');
+  const shown = row(await kubectlOk(instance, ['get', 'apps', '-n', instance.project, '-o', 'wide']), 'twofold');
   assert.equal(shown['CANARY %'], '100');
   await apply(withWeight(0));
   await becomes('old');
@@ -74,7 +74,7 @@ test('people are moved to the canary and back, and it goes without a trace', { .
   await until(
     'the canary to be gone',
     async () => {
-      const { stdout } = await kubectl(instance, ['get', 'deployments,services,pods', '-n', 'alice', '-o', 'name']);
+      const { stdout } = await kubectl(instance, ['get', 'deployments,services,pods', '-n', instance.project, '-o', 'name']);
       return !stdout.includes('twofold--canary');
     },
     { within: 60_000, every: 200 },

@@ -18,7 +18,7 @@ const instance = await sharedInstance();
 const app = {
   apiVersion: 'dormouse.dev/v1alpha1',
   kind: 'App',
-  metadata: { name: 'calls', namespace: 'alice' },
+  metadata: { name: 'calls', namespace: instance.project },
   spec: {
     owner: 'alice',
     image: 'grpc',
@@ -29,7 +29,7 @@ const app = {
 };
 
 after(async () => {
-  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'calls', '-n', 'alice', '--ignore-not-found']);
+  if (!needed.skip) await kubectlOk(instance, ['delete', 'app', 'calls', '-n', instance.project, '--ignore-not-found']);
 });
 
 test('every kind of gRPC call, with errors in trailers, deadlines and cancels', { ...needed, timeout: 180_000 }, async () => {

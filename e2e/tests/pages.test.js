@@ -178,7 +178,7 @@ test('the page that shows a new token', { ...needsBrowser, timeout: 120_000 }, a
     await fillSignIn(page, alice);
     await page.locator('summary', { hasText: 'New token' }).click();
     await page.getByLabel('Name of the new token').fill('looked at');
-    await page.getByLabel('Only this workload (optional)').fill('alice/echo');
+    await page.getByLabel('Only this workload (optional)').fill(`${instance.project}/echo`);
     await page.getByRole('button', { name: 'Make the token' }).click();
     await page.getByRole('heading', { name: 'Your new token' }).waitFor();
     await inspect(page, 'new-token');

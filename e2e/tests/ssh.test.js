@@ -32,7 +32,7 @@ test('a command gives its output, its exit code, and its errors apart', withSsh,
 });
 
 test('lab is enough of a name while there is one lab', withSsh, async () => {
-  for (const user of ['lab', 'lab.alice']) {
+  for (const user of ['lab', `lab.${instance.project}`]) {
     const result = await alice.exec('echo here', { user });
     assert.equal(result.stdout, 'here\n', result.stderr);
   }
@@ -209,8 +209,8 @@ test('a registered public key signs in, and a removed one no longer', withSsh, a
 
 test('bob cannot enter lab.alice, and learns no more than of a lab that is not there', withSsh, async () => {
   const bob = new SshHome(instance, { token: instance.token('bob') });
-  const forbidden = await bob.exec('echo in', { user: 'lab.alice' });
-  const missing = await bob.exec('echo in', { user: 'nothing.alice' });
+  const forbidden = await bob.exec('echo in', { user: `lab.${instance.project}` });
+  const missing = await bob.exec('echo in', { user: `nothing.${instance.project}` });
   assert.equal(forbidden.stdout, '');
   assert.equal(missing.stdout, '');
   assert.notEqual(forbidden.code, 0);

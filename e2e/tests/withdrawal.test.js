@@ -75,7 +75,7 @@ async function openSocket(token) {
 /** An SSH session whose command runs. */
 async function openSsh(token) {
   const home = new SshHome(instance, { token });
-  const child = spawn('ssh', [...home.sshArguments({ user: 'lab.alice' }), 'echo begun; sleep 600'], {
+  const child = spawn('ssh', [...home.sshArguments({ user: `lab.${instance.project}` }), 'echo begun; sleep 600'], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, ...home.environment },
   });

@@ -14,6 +14,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
+use cluster::{
+    crds::There,
+    scope::{InvalidScope, Scope},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +46,9 @@ pub struct Options {
     /// Use this API server, with this machine as one of its nodes, in place of the embedded one
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// With --kubeconfig: act on Projects with the label dormouse.dev/scope=NAME alone [default: dev-<host name>]
+    #[arg(long, value_name = "NAME", value_parser = named_scope, requires = "kubeconfig")]
+    scope: Option<Scope>,
     /// A TOML file with [[clients]]: other programs that sign people in here
     #[arg(long, value_name = "FILE", value_parser = clients::read)]
     clients: Option<clients::Clients>,
@@ -61,6 +68,23 @@ fn idle_after(text: &str) -> Result<Duration, String> {
         return Err("at least 1s is needed".to_owned());
     }
     Ok(duration)
+}
+
+/// The default scope is that of whoever serves the cluster.
+fn named_scope(text: &str) -> Result<Scope, String> {
+    let scope: Scope = text.parse().map_err(|error: InvalidScope| error.to_string())?;
+    match scope.name() {
+        Some(_) => Ok(scope),
+        None => Err(format!("`{scope}` is the scope of whoever serves the cluster")),
+    }
+}
+
+impl Options {
+    /// Its own, where the cluster is others' as well.
+    fn scope(&self) -> Scope {
+        let own = || self.kubeconfig.as_ref().map(|_| cluster_side::own_scope());
+        self.scope.clone().or_else(own).unwrap_or_default()
+    }
 }
 
 fn base_domain(text: &str) -> Result<String, String> {
@@ -93,10 +117,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Three ends, in this order: the services, then the pods, then the API server.
     let stop = CancellationToken::new();
     runtime::shutdown::on_signals(stop.clone()).context("signals cannot be handled")?;
-    let cluster_side = ClusterSide::start(options.kubeconfig.as_deref(), &place).await?;
+    let scope = options.scope();
+    let starting = ClusterSide::start(options.kubeconfig.as_deref(), &scope, &place);
+    let mut cluster_side = tokio::select! {
+        started = Box::pin(starting) => started?,
+        () = stop.cancelled() => return Ok(()),
+    };
     // Of its own, so that a service that fails while others start is not taken for a signal.
     let end = stop.child_token();
-    let starting = Box::pin(start_services(&options, &place, https, ssh, &end, &cluster_side));
+    let starting = Box::pin(start_services(&options, &place, https, ssh, &end, &mut cluster_side));
     let started = tokio::select! {
         started = starting => started.map(Some),
         () = stop.cancelled() => Ok(None),
@@ -120,17 +149,28 @@ async fn start_services(
     https: TcpListener,
     ssh: TcpListener,
     stop: &CancellationToken,
-    cluster_side: &ClusterSide,
+    cluster_side: &mut ClusterSide,
 ) -> anyhow::Result<services::Services> {
     let client = cluster_side.client();
-    cluster::crds::apply(&client, Duration::from_secs(30)).await?;
+    let there = if options.kubeconfig.is_some() { There::Keep } else { There::Replace };
+    cluster::crds::apply(&client, there, Duration::from_secs(30)).await?;
+    let scope = options.scope();
+    let project = workloads::project(&client, &scope).await?;
     let addresses = services::Addresses::new(options, https.local_addr()?, ssh.local_addr()?);
     place.keep_issuer(&addresses.issuer)?;
     let people = people::ensure(place, &addresses.issuer).await?;
-    let services =
-        services::start(options, place, &addresses, client.clone(), https, ssh, stop).await?;
+    let services = services::start(
+        options,
+        place,
+        &addresses,
+        (client.clone(), cluster_side.take_holding()),
+        https,
+        ssh,
+        stop,
+    )
+    .await?;
     let settling = async {
-        let created = workloads::ensure(&client).await?;
+        let created = workloads::ensure(&client, &scope, &project).await?;
         services.wait_until_healthy().await?;
         workloads::wait_until_settled(&client, &created).await;
         ready::announce(options, &addresses, place, cluster_side.kubeconfig(), &people, &created)
@@ -160,6 +200,8 @@ mod tests {
         assert!(idle_after("20s").is_ok());
         assert!(idle_after("soon").unwrap_err().contains("such as 20s"));
         assert!(idle_after("0s").is_err());
+        assert!(named_scope("dev-2").is_ok() && named_scope("Dev").is_err());
+        assert!(named_scope("default").unwrap_err().contains("whoever serves"));
         assert!(base_domain("localhost").is_ok() && base_domain("dev.example.org").is_ok());
         for bad in ["", "Local", "a..b", "a/b", ".a"] {
             assert!(base_domain(bad).is_err(), "{bad}");

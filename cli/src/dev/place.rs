@@ -95,6 +95,15 @@ impl Place {
         Ok(path)
     }
 
+    /// Who this system is among the controllers of a cluster: the same in each of its lives, since no two
+    /// processes use the directory at a time.
+    pub fn holder(&self) -> anyhow::Result<String> {
+        let path = self.path("controller-id");
+        let id = secret::read_or_create(&path, || random_text(4))?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Ok(format!("{} dormouse dev {} {id}", host.trim(), self.root.display()))
+    }
+
     pub fn keep_issuer(&self, issuer: &str) -> anyhow::Result<()> {
         Ok(secret::write(&self.path("issuer"), issuer.as_bytes())?)
     }

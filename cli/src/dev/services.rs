@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use axum::Router;
+use controller::Holding;
 use kube::Client;
 use runtime::{audit::Audit, health::Health, service::Context, tls::DevAuthority};
 use serde::de::DeserializeOwned;
@@ -15,7 +16,11 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{Options, cluster_side::TAINT, place::Place};
+use super::{
+    Options,
+    cluster_side::{TAINT, node_name},
+    place::Place,
+};
 use crate::service::{self, IssuerSettings, run_with_admin};
 
 /// The longest a service may take until it is ready.
@@ -134,7 +139,7 @@ pub async fn start(
     options: &Options,
     place: &Place,
     addresses: &Addresses,
-    client: Client,
+    (client, holding): (Client, Holding),
     https: TcpListener,
     ssh: TcpListener,
     stop: &CancellationToken,
@@ -143,6 +148,7 @@ pub async fn start(
     let audit = Audit::to_file("dev", &place.audit_log()).context("the audit log")?;
     let secret = place.client_secret_file()?;
     let base = &options.base_domain;
+    let scope = holding.claim.scope.clone();
 
     let authserver = begin("authserver", &audit, stop).await?;
     let authserver_port = loopback().await?;
@@ -177,7 +183,7 @@ pub async fn start(
     let serving = service::portal::serve(
         config,
         client.clone(),
-        base.clone(),
+        (scope.clone(), base.clone()),
         (verified, addresses.issuer.clone()),
         portal_port,
         portal.ctx.clone(),
@@ -207,6 +213,7 @@ pub async fn start(
         config,
         issuer: issuer.clone(),
         client: client.clone(),
+        scope: scope.clone(),
         watches: service::sight::watches(&gate.ctx)?,
         tls: tls.into(),
         listener,
@@ -230,6 +237,7 @@ pub async fn start(
         issuer,
         base_domain: base.clone(),
         client: client.clone(),
+        scope: scope.clone(),
         listener: ssh,
     };
     let (serving, activity) = parts.build(&gateway.ctx)?;
@@ -240,6 +248,7 @@ pub async fn start(
     let gather =
         (options.idle_after / 10).clamp(Duration::from_millis(500), Duration::from_secs(5));
     let config = settings(json!({
+        "scope": scope.to_string(),
         "base_domain": base,
         "external_port": addresses.https.port(),
         "gateways": [gate_url.as_str(), gateway_url.as_str()],
@@ -248,7 +257,10 @@ pub async fn start(
             "gather_every": humantime::format_duration(gather).to_string(),
         },
         "agent": {"image": "dormouse", "gateway_key": keys.client},
-        "tolerate_taints": options.kubeconfig.as_ref().map_or_else(Vec::new, |_| vec![TAINT]),
+        "node_selector": scope.name().map_or_else(|| json!({}), |_| {
+            json!({"kubernetes.io/hostname": node_name(&scope)})
+        }),
+        "tolerate_taints": scope.name().map_or_else(Vec::new, |name| vec![format!("{TAINT}={name}")]),
     }))?;
     let http = runtime::http::client(None)?;
     let serving = controller::serve(
@@ -256,6 +268,7 @@ pub async fn start(
         client,
         http,
         service::sight::watches(&controller.ctx)?,
+        holding,
         controller.ctx.clone(),
     );
     services.add("controller", controller, serving, Router::new());

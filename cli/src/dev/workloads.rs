@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use cluster::resources::{App, Phase, Project, WorkloadResource, Workspace};
+use anyhow::Context as _;
+use cluster::{
+    labels,
+    resources::{App, Phase, Project, WorkloadResource, Workspace},
+    scope::Scope,
+};
 use domain::workload::{WorkloadKind, WorkloadRef};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
@@ -15,55 +20,105 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 const PROJECT: &str = "alice";
+/// Of a Project's name.
+const NAME_MAX: usize = 30;
 const SERVED_WITHIN: Duration = Duration::from_secs(15);
 const NAMESPACE_WITHIN: Duration = Duration::from_secs(30);
 /// JupyterLab's first start reads much from disk.
 const SETTLED_WITHIN: Duration = Duration::from_secs(90);
 const DASHBOARD: &str = include_str!("../../../config/dev/dashboard.py");
 
-/// Makes what is not there; what is there stays as its owner left it.
-pub async fn ensure(client: &Client) -> anyhow::Result<Vec<WorkloadRef>> {
+/// What alice's project is called, so that it is nobody else's: after the scope, where the cluster is others'.
+///
+/// # Errors
+/// When a Project of another scope has the name all the same.
+pub async fn project(client: &Client, scope: &Scope) -> anyhow::Result<String> {
+    let name = scope.name().map_or_else(|| PROJECT.to_owned(), project_name);
+    // A definition may be established a moment before each API server serves it; nothing is there then.
+    let found = match cluster::scope::project(client, &name).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => None,
+        found => found.context("the cluster's Projects cannot be listed")?,
+    };
+    if let Some(found) = found {
+        let label = labels::SCOPE;
+        let theirs = found.labels.as_ref().and_then(|labels| labels.get(label));
+        anyhow::ensure!(
+            scope.has(&found),
+            "the Project {name} is of the scope `{}` and not of `{scope}`, and is left as it is; choose another scope with --scope NAME, or hand it over: kubectl label project {name} --overwrite {label}={scope}",
+            theirs.map_or("default", String::as_str)
+        );
+    }
+    Ok(name)
+}
+
+/// `alice-` and the scope; what is too long or no name ends with digits that are the scope's alone.
+fn project_name(scope: &str) -> String {
+    let whole = format!("{PROJECT}-{scope}");
+    if whole.len() <= NAME_MAX && !whole.contains("--") {
+        return whole;
+    }
+    // FNV-1a: the same in each version of this program.
+    let hash = scope
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let words = whole.split('-').filter(|word| !word.is_empty());
+    let mut short = words.collect::<Vec<_>>().join("-");
+    short.truncate(NAME_MAX - 9);
+    format!("{}-{hash:08x}", short.trim_end_matches('-'))
+}
+
+/// Makes what is not there; what is there stays as its owner left it. `name` is [`project`]'s.
+pub async fn ensure(
+    client: &Client,
+    scope: &Scope,
+    name: &str,
+) -> anyhow::Result<Vec<WorkloadRef>> {
     let project = json!({
         "apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
-        "metadata": {"name": PROJECT},
+        "metadata": {
+            "name": name,
+            "labels": scope.name().map(|scope| json!({labels::SCOPE: scope})),
+        },
         "spec": {"displayName": "Alice", "members": [{"user": "alice", "role": "Admin"}]},
     });
     create(Api::<Project>::all(client.clone()), project).await?;
+    // Somebody else may have made it at the same moment.
+    self::project(client, scope).await?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let active = await_condition(namespaces, PROJECT, |namespace: Option<&Namespace>| {
+    let active = await_condition(namespaces, name, |namespace: Option<&Namespace>| {
         let phase = namespace.and_then(|n| n.status.as_ref()?.phase.as_deref());
         phase == Some("Active")
     });
     let waited = tokio::time::timeout(NAMESPACE_WITHIN, active).await;
     anyhow::ensure!(
         waited.is_ok(),
-        "the namespace {PROJECT} does not appear; look at it with: kubectl describe project {PROJECT}"
+        "the namespace {name} does not appear; look at it with: kubectl describe project {name}"
     );
 
     let mut created = Vec::new();
     if found("jupyter") {
-        let lab = Api::<Workspace>::namespaced(client.clone(), PROJECT);
-        created.push(create_workload(lab, "Workspace", "lab", lab_spec()).await?);
+        let lab = Api::<Workspace>::namespaced(client.clone(), name);
+        created.push(create_workload(lab, "Workspace", (name, "lab"), lab_spec()).await?);
     } else {
         tracing::warn!(
             "JupyterLab is not installed, so there is no workspace `lab`: pip install jupyterlab, and start again"
         );
     }
-    let apps = || Api::<App>::namespaced(client.clone(), PROJECT);
+    let apps = || Api::<App>::namespaced(client.clone(), name);
     if found("streamlit") {
         let code = json!({
             "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": "dashboard-code", "namespace": PROJECT},
+            "metadata": {"name": "dashboard-code", "namespace": name},
             "stringData": {"dashboard.py": DASHBOARD},
         });
-        create(Api::<Secret>::namespaced(client.clone(), PROJECT), code).await?;
-        created.push(create_workload(apps(), "App", "dashboard", dashboard_spec()).await?);
+        create(Api::<Secret>::namespaced(client.clone(), name), code).await?;
+        created.push(create_workload(apps(), "App", (name, "dashboard"), dashboard_spec()).await?);
     } else {
         tracing::warn!(
             "Streamlit is not installed, so there is no app `dashboard`: pip install streamlit, and start again"
         );
     }
-    created.push(create_workload(apps(), "App", "echo", echo_spec()).await?);
+    created.push(create_workload(apps(), "App", (name, "echo"), echo_spec()).await?);
     Ok(created)
 }
 
@@ -137,15 +192,15 @@ where
 async fn create_workload<W: WorkloadResource>(
     api: Api<W>,
     kind: &str,
-    name: &str,
+    (project, name): (&str, &str),
     spec: Value,
 ) -> anyhow::Result<WorkloadRef> {
     let object = json!({
         "apiVersion": "dormouse.dev/v1alpha1", "kind": kind,
-        "metadata": {"name": name, "namespace": PROJECT}, "spec": spec,
+        "metadata": {"name": name, "namespace": project}, "spec": spec,
     });
     create(api, object).await?;
-    Ok(WorkloadRef { kind: W::KIND, project: PROJECT.parse()?, name: name.parse()? })
+    Ok(WorkloadRef { kind: W::KIND, project: project.parse()?, name: name.parse()? })
 }
 
 /// Waits until each runs, sleeps, is stopped or has failed; says what does not come up, and goes on.
@@ -188,5 +243,27 @@ where
     if status.and_then(|s| s.phase) == Some(Phase::Failed) {
         let message = status.and_then(|s| s.message.as_deref()).unwrap_or_default();
         tracing::warn!(%workload, message, "it does not start");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::name::ProjectName;
+
+    use super::*;
+
+    #[test]
+    fn the_project_is_called_after_the_scope() {
+        assert_eq!(project_name("dev-host"), "alice-dev-host");
+        let long = "dev-a-host-whose-name-is-rather-long";
+        let odd = ["9", "a--b", "dev---", long, &format!("{long}er")];
+        let mut names: Vec<_> = odd.map(project_name).to_vec();
+        for name in &names {
+            assert!(name.parse::<ProjectName>().is_ok() && name.len() <= NAME_MAX, "{name}");
+            assert!(name.starts_with("alice-") && !name.contains("--"), "{name}");
+        }
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), odd.len());
     }
 }

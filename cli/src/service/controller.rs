@@ -4,6 +4,7 @@ use std::{
 };
 
 use axum::Router;
+use controller::{Holding, lease};
 use runtime::settings;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -32,8 +33,16 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let admin = listen(settings.admin_listen, "admin_listen").await?;
     let http = runtime::http::client(None)?;
     let watches = sight::watches(&ctx)?;
-    let service =
-        Box::pin(controller::serve(settings.controller, client, http, watches, ctx.clone()));
+    let config = settings.controller;
+    let claim = lease::Claim {
+        client: client.clone(),
+        namespace: config.lease_namespace(),
+        scope: config.scope.clone(),
+        holder: lease::holder(),
+        timing: lease::Timing::USUAL,
+    };
+    let holding = Holding { claim, term: None };
+    let service = Box::pin(controller::serve(config, client, http, watches, holding, ctx.clone()));
     run_with_admin(service, admin, Router::new(), ctx).await
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
-use cluster::watch::Watches;
+use cluster::{scope::Scope, watch::Watches};
 use domain::{
     activity::Tracker,
     route::RouteTable,
@@ -188,9 +188,15 @@ pub struct Gateway {
 }
 
 /// Watches routes, carries wakes, and answers for activity.
-pub fn gateway(client: Client, base_domain: &str, watches: Watches, ctx: &Context) -> Gateway {
+pub fn gateway(
+    client: Client,
+    (scope, base_domain): (&Scope, &str),
+    watches: Watches,
+    ctx: &Context,
+) -> Gateway {
     let tracker = Arc::new(Tracker::new());
-    let options = cluster::routes::Options { base_domain: base_domain.to_owned() };
+    let options =
+        cluster::routes::Options { scope: scope.clone(), base_domain: base_domain.to_owned() };
     let routes = cluster::routes::watch(
         client.clone(),
         options,
@@ -199,7 +205,7 @@ pub fn gateway(client: Client, base_domain: &str, watches: Watches, ctx: &Contex
         ctx.shutdown.clone(),
     );
     let (wake, requests) = mpsc::channel(WAKES);
-    tokio::spawn(cluster::wake::run(client, requests, ctx.shutdown.clone()));
+    tokio::spawn(cluster::wake::run(client, scope.clone(), requests, ctx.shutdown.clone()));
     let name = uuid::Uuid::new_v4().to_string();
     let activity = runtime::activity::router(name, Timestamp::now(), tracker.clone());
     watch_health(routes.clone(), ctx);

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use axum::Router;
 use cluster::{
     resources::WorkloadResource,
+    scope::Scope,
     watch::{Source, Unread, Watches, events, follow},
 };
 use domain::token::Verifier;
@@ -40,6 +41,9 @@ struct Settings {
     /// The cluster this runs in when unset.
     #[serde(default)]
     kubeconfig: Option<PathBuf>,
+    /// Whose workloads, where the cluster has several Dormouse. The controller's is the same.
+    #[serde(default)]
+    scope: Scope,
     /// Hosts of workloads are `<name>--<project>.<base_domain>`.
     base_domain: String,
     issuer: IssuerSettings,
@@ -57,7 +61,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let service = serve(
         settings.portal,
         client,
-        settings.base_domain,
+        (settings.scope, settings.base_domain),
         (verified, settings.issuer.url),
         listener,
         ctx.clone(),
@@ -69,7 +73,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
 pub async fn serve(
     config: portal::Config,
     client: Client,
-    base_domain: String,
+    (scope, base_domain): (Scope, String),
     ((verifier, jwks), issuer): ((Arc<Verifier>, JwksFollower), String),
     listener: TcpListener,
     ctx: Context,
@@ -77,7 +81,7 @@ pub async fn serve(
     // Followed until the last request has ended.
     let (behind, _until_served) = ctx.behind();
     let watches = sight::watches(&behind)?;
-    let routes = gateway(client.clone(), &base_domain, watches.clone(), &behind).routes;
+    let routes = gateway(client.clone(), (&scope, &base_domain), watches.clone(), &behind).routes;
     let workspaces = store(client.clone(), &watches, &behind);
     let apps = store(client, &watches, &behind);
     let inputs = portal::Inputs { routes, workspaces, apps, verifier, jwks, issuer };

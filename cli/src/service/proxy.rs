@@ -5,7 +5,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
-use cluster::watch::Watches;
+use cluster::{scope::Scope, watch::Watches};
 use kube::Client;
 use proxy::{Certificates, Tls, tls_config::TlsConfig};
 use runtime::{service::Context, settings};
@@ -28,6 +28,9 @@ struct Settings {
     /// The cluster this runs in when unset.
     #[serde(default)]
     kubeconfig: Option<PathBuf>,
+    /// Whose workloads, where the cluster has several Dormouse. The controller's is the same.
+    #[serde(default)]
+    scope: Scope,
     #[serde(default)]
     tls: TlsConfig,
     /// Certificates in Secrets of the cluster, as cert-manager leaves them.
@@ -95,7 +98,8 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
         ca_file: settings.issuer_ca_file,
         audience: settings.audience,
     };
-    let parts = Parts { config: settings.proxy, issuer, client, watches, tls, listener, plain };
+    let Settings { proxy: config, scope, .. } = settings;
+    let parts = Parts { config, issuer, client, scope, watches, tls, listener, plain };
     let (service, activity) = parts.build(&ctx)?;
     run_with_admin(service, admin, activity, ctx).await
 }
@@ -105,6 +109,7 @@ pub struct Parts {
     pub config: proxy::Config,
     pub issuer: IssuerSettings,
     pub client: Client,
+    pub scope: Scope,
     pub watches: Watches,
     pub tls: Tls,
     pub listener: std::net::TcpListener,
@@ -124,7 +129,8 @@ impl Parts {
         let (id, secret) = (&self.config.client_id, &self.config.client_secret_file);
         let revocations =
             self.issuer.revocations(id, secret, &http, (&verifier, &jwks), &behind)?;
-        let gateway = gateway(self.client, &self.config.base_domain, self.watches, &behind);
+        let gateway =
+            gateway(self.client, (&self.scope, &self.config.base_domain), self.watches, &behind);
         let shown = runtime::routes::router(gateway.routes.clone(), proxy::monotonic);
         let inputs = proxy::Inputs {
             routes: gateway.routes,

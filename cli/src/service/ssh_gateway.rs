@@ -5,6 +5,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
+use cluster::scope::Scope;
 use kube::Client;
 use runtime::{handover, revocations::Revocations, service::Context, settings};
 use schemars::JsonSchema;
@@ -27,6 +28,9 @@ struct Settings {
     /// The cluster this runs in when unset.
     #[serde(default)]
     kubeconfig: Option<PathBuf>,
+    /// Whose workloads, where the cluster has several Dormouse. The controller's is the same.
+    #[serde(default)]
+    scope: Scope,
     /// The domain of the workloads' hosts, the same as the proxy's.
     base_domain: String,
     issuer: IssuerSettings,
@@ -39,8 +43,8 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let client = kube_client(settings.kubeconfig.as_deref()).await?;
     let listener = listen(settings.listen, "listen").await?;
     let admin = listen(settings.admin_listen, "admin_listen").await?;
-    let Settings { base_domain, issuer, ssh: config, .. } = settings;
-    let parts = Parts { config, issuer, base_domain, client, listener };
+    let Settings { scope, base_domain, issuer, ssh: config, .. } = settings;
+    let parts = Parts { config, issuer, base_domain, client, scope, listener };
     let (service, activity) = parts.build(&ctx)?;
     run_with_admin(service, admin, activity, ctx).await
 }
@@ -51,6 +55,7 @@ pub struct Parts {
     pub issuer: IssuerSettings,
     pub base_domain: String,
     pub client: Client,
+    pub scope: Scope,
     pub listener: TcpListener,
 }
 
@@ -73,7 +78,7 @@ impl Parts {
             None => Revocations::none(),
         };
         let watches = sight::watches(&behind)?;
-        let gateway = gateway(self.client, &self.base_domain, watches, &behind);
+        let gateway = gateway(self.client, (&self.scope, &self.base_domain), watches, &behind);
         let inputs = ssh_gateway::Inputs {
             routes: gateway.routes,
             wake: gateway.wake,

@@ -15,7 +15,10 @@ use super::{
     endpoints::Slices,
     mirror::{Changed, Key, Mirror},
 };
-use crate::resources::{App, Phase, Project, WorkloadResource, Workspace};
+use crate::{
+    resources::{App, Phase, Project, WorkloadResource, Workspace},
+    scope::{Flip, Projects},
+};
 
 /// Used when `wakeHold` cannot be read, which the schema prevents.
 const DEFAULT_WAKE_HOLD: Duration = Duration::from_secs(60);
@@ -24,6 +27,7 @@ const DEFAULT_WAKE_HOLD: Duration = Duration::from_secs(60);
 pub struct Cluster {
     options: Options,
     tracker: Arc<Tracker>,
+    scopes: Projects,
     projects: Mirror<Project>,
     workspaces: Mirror<Workspace>,
     apps: Mirror<App>,
@@ -41,6 +45,7 @@ enum Stale {
 impl Cluster {
     pub fn new(options: Options, tracker: Arc<Tracker>) -> Self {
         Self {
+            scopes: Projects::new(options.scope.clone()),
             options,
             tracker,
             projects: Mirror::default(),
@@ -54,16 +59,16 @@ impl Cluster {
 
     pub fn apply(&mut self, change: Change) {
         match change {
+            Change::Scope(event) => match self.scopes.learn(event) {
+                Flip::None => {}
+                Flip::All => self.stale = Stale::All,
+                Flip::Namespace(namespace) => self.mark_all_in(&namespace),
+            },
             Change::Project(event) => match self.projects.learn(event) {
                 Changed::Nothing => {}
                 Changed::All => self.stale = Stale::All,
                 // A project shares its name with its namespace, and its members are in the routes.
-                Changed::One { key: (_, project), .. } => {
-                    let workspaces = self.workspaces.keys_in(&project);
-                    let all = workspaces.chain(self.apps.keys_in(&project));
-                    let all: Vec<_> = all.cloned().collect();
-                    self.mark(all);
-                }
+                Changed::One { key: (_, project), .. } => self.mark_all_in(&project),
             },
             Change::Workspace(event) => {
                 let changed = self.workspaces.learn(event);
@@ -99,8 +104,15 @@ impl Cluster {
         }
     }
 
+    fn mark_all_in(&mut self, namespace: &str) {
+        let workspaces = self.workspaces.keys_in(namespace);
+        let all: Vec<_> = workspaces.chain(self.apps.keys_in(namespace)).cloned().collect();
+        self.mark(all);
+    }
+
     fn is_synced(&self) -> bool {
-        self.projects.is_synced()
+        self.scopes.is_synced()
+            && self.projects.is_synced()
             && self.workspaces.is_synced()
             && self.apps.is_synced()
             && self.slices.is_synced()
@@ -159,6 +171,9 @@ impl Cluster {
 
     /// The older of two workloads with one host keeps it.
     fn route(&self, key: &Key) -> Option<Arc<Route>> {
+        if !self.scopes.has(&key.0) {
+            return None;
+        }
         let workspace = self.workspaces.get(key).and_then(|object| self.route_of(object, key));
         let app = self.apps.get(key).and_then(|object| self.route_of(object, key));
         let older = workspace.into_iter().chain(app).min_by(|(a, _), (b, _)| a.cmp(b));

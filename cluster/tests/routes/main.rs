@@ -85,7 +85,7 @@ impl View {
     async fn of(api: &FaultyApi) -> Self {
         let shutdown = CancellationToken::new();
         let watches = Watches::default();
-        let options = Options { base_domain: "localhost".to_owned() };
+        let options = Options { scope: Default::default(), base_domain: "localhost".to_owned() };
         let mut table = watch(
             api.client(),
             options,

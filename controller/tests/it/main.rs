@@ -5,5 +5,6 @@
 mod foreign;
 mod ready;
 mod schema;
+mod scopes;
 mod stopping;
 mod world;

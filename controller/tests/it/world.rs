@@ -1,10 +1,12 @@
 use std::{
     fmt::Debug,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use cluster::resources::{App, WorkloadResource, WorkloadStatus, Workspace};
+use controller::{Holding, lease};
 use http::{Request, Response};
 use k8s_openapi::{
     api::{
@@ -24,7 +26,10 @@ use runtime::{audit::Audit, health::Health, service::Context};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub const NAMESPACE: &str = "vision";
@@ -32,7 +37,8 @@ pub const NAMESPACE: &str = "vision";
 /// Longer than anything takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Says what the API server answers instead, for method, path and content type of a request.
+/// Says what the API server answers instead, for method (`WATCH` of a watch), path and content type of a
+/// request.
 pub type Answer = Arc<Mutex<Box<dyn Fn(&str, &str, &str) -> Option<(u16, Value)> + Send>>>;
 
 pub struct World {
@@ -41,8 +47,85 @@ pub struct World {
     pub ctx: Context,
     /// To the controller.
     pub answer: Answer,
-    _folder: TempDir,
+    ended: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
+    folder: TempDir,
     _stop: DropGuard,
+}
+
+/// One of several.
+pub struct Controller {
+    pub scope: &'static str,
+    /// Of the agent, by which one sees who applied something.
+    pub image: &'static str,
+    pub holder: &'static str,
+}
+
+pub struct Running {
+    pub ctx: Context,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Controller {
+    pub fn start(self, world: &World) -> Running {
+        self.start_through(world, |_, _, _| None)
+    }
+
+    pub fn start_through(
+        self,
+        world: &World,
+        answer: impl Fn(&str, &str, &str) -> Option<(u16, Value)> + Send + 'static,
+    ) -> Running {
+        let through = altered(world.client.clone(), Arc::new(Mutex::new(Box::new(answer))));
+        self.run(through, world.folder.path(), &CancellationToken::new())
+    }
+
+    fn run(self, client: Client, folder: &Path, stop: &CancellationToken) -> Running {
+        let ctx = Context {
+            registry: prometheus::Registry::new(),
+            audit: Audit::to_file("test", &folder.join("audit")).unwrap(),
+            health: Health::new(),
+            shutdown: stop.child_token(),
+        };
+        let settings = json!({
+            "scope": self.scope, "base_domain": "localhost", "gateways": [],
+            "agent": {"image": self.image, "gateway_key": "ssh-ed25519 AAAA"},
+        });
+        let settings: controller::Config = serde_json::from_value(settings).unwrap();
+        let http = runtime::http::client(None).unwrap();
+        let claim = lease::Claim {
+            client: client.clone(),
+            namespace: "default".to_owned(),
+            scope: settings.scope.clone(),
+            holder: self.holder.to_owned(),
+            timing: lease::Timing::USUAL,
+        };
+        let holding = Holding { claim, term: None };
+        let serving =
+            controller::serve(settings, client, http, Default::default(), holding, ctx.clone());
+        Running { ctx, ended: tokio::spawn(serving) }
+    }
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.ctx.shutdown.cancel();
+        timeout(DEADLINE, self.ended).await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// Waits until the warning about the Lease is so.
+pub async fn until_warned(ctx: &Context, holds: impl Fn(Option<&str>) -> bool) {
+    let warned = async {
+        loop {
+            let warnings = ctx.health.warnings();
+            let warning = warnings.iter().find(|(name, _)| *name == "lease");
+            if holds(warning.map(|(_, warning)| warning.as_str())) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, warned).await.unwrap();
 }
 
 /// Deletes objects of one kind whose workspace is gone, as the cluster's garbage collector does.
@@ -88,28 +171,24 @@ impl World {
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
         let client = Client::try_from(config).unwrap();
-        cluster::crds::apply(&client, DEADLINE).await.unwrap();
+        cluster::crds::apply(&client, cluster::crds::There::Replace, DEADLINE).await.unwrap();
         let namespace = json!({"metadata": {"name": NAMESPACE}});
         let namespace = serde_json::from_value(namespace).unwrap();
         let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
         namespaces.create(&PostParams::default(), &namespace).await.unwrap();
 
-        let ctx = Context {
-            registry: prometheus::Registry::new(),
-            audit: Audit::to_file("test", &folder.path().join("audit")).unwrap(),
-            health: Health::new(),
-            shutdown: shutdown.clone(),
-        };
-        let settings = json!({
-            "base_domain": "localhost", "gateways": [],
-            "agent": {"image": "dormouse", "gateway_key": "ssh-ed25519 AAAA"},
-        });
-        let settings = serde_json::from_value(settings).unwrap();
-        let http = runtime::http::client(None).unwrap();
         let answer: Answer = Arc::new(Mutex::new(Box::new(answer)));
         let through = altered(client.clone(), answer.clone());
-        tokio::spawn(controller::serve(settings, through, http, Default::default(), ctx.clone()));
-        Self { client, ctx, answer, _folder: folder, _stop: shutdown.drop_guard() }
+        let controller = Controller { scope: "default", image: "dormouse", holder: "test" };
+        let Running { ctx, ended } = controller.run(through, folder.path(), &shutdown);
+        let ended = Mutex::new(Some(ended));
+        Self { client, ctx, answer, ended, folder, _stop: shutdown.drop_guard() }
+    }
+
+    /// How the controller ended. Once.
+    pub async fn ended(&self) -> anyhow::Result<()> {
+        let ended = self.ended.lock().unwrap().take().unwrap();
+        timeout(DEADLINE, ended).await.unwrap().unwrap()
     }
 
     /// Deletes what was made for a workspace that is gone, until the guard is dropped: a reconciliation that
@@ -196,10 +275,17 @@ impl World {
             + Debug
             + DeserializeOwned,
     {
+        self.until_of(&self.api(), name, holds).await
+    }
+
+    pub async fn until_of<K>(&self, api: &Api<K>, name: &str, holds: impl Fn(&K) -> bool) -> K
+    where
+        K: Clone + Debug + DeserializeOwned,
+    {
         let started = Instant::now();
         let mut last = None;
         while started.elapsed() < DEADLINE {
-            last = self.api::<K>().get_opt(name).await.unwrap();
+            last = api.get_opt(name).await.unwrap();
             if let Some(found) = last.as_ref().filter(|found| holds(found)) {
                 return found.clone();
             }
@@ -229,13 +315,18 @@ pub fn said<W: WorkloadResource>(found: &W) -> &str {
 fn altered(client: Client, answer: Answer) -> Client {
     let service = tower::service_fn(move |request: Request<Body>| {
         let kind = request.headers().get("content-type").and_then(|kind| kind.to_str().ok());
-        let (method, path) = (request.method().as_str(), request.uri().path());
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch="));
+        let method = if watches { "WATCH" } else { request.method().as_str() };
+        let path = request.uri().path();
         let instead = answer.lock().unwrap()(method, path, kind.unwrap_or_default());
         let client = client.clone();
         async move {
             match instead {
                 Some((code, body)) => {
-                    let body = serde_json::to_vec(&body).unwrap();
+                    let body = match body {
+                        Value::Null => Vec::new(),
+                        body => serde_json::to_vec(&body).unwrap(),
+                    };
                     Ok(Response::builder().status(code).body(Body::from(body)).unwrap())
                 }
                 None => client.send(request).await,

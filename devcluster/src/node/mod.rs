@@ -86,9 +86,9 @@ pub struct NodeOptions {
 pub struct Only {
     /// Name and value of a label that they have.
     pub label: (String, String),
-    /// Key of the node's taint, which they tolerate. A scheduler sends no others, but who tolerates everything, as
+    /// Key and value of the node's taint, which they tolerate. A scheduler sends no others, but who tolerates everything, as
     /// the pods of many DaemonSets do, is still refused for want of the label.
-    pub taint: String,
+    pub taint: (String, String),
 }
 
 impl Only {

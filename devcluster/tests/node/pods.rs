@@ -375,7 +375,7 @@ async fn claims_are_provisioned_on_the_nodes_disk_and_removed() {
 async fn a_node_that_is_kept_for_some_pods_starts_no_others() {
     let mut cluster = Cluster::without_node().await;
     let label = ("app".to_owned(), "wanted".to_owned());
-    cluster.only = Some(Only { label, taint: "example.org/kept".to_owned() });
+    cluster.only = Some(Only { label, taint: ("example.org/kept".to_owned(), "here".to_owned()) });
     let pod = || json!({"containers": [shell("main", &format!("touch /work/ran; {OBEY}"))]});
     cluster.create("unwanted", pod()).await;
     cluster.create("wanted", pod()).await;

@@ -21,9 +21,12 @@ fn cluster(workspaces: &[Value], apps: &[Value], slices: &[Value]) -> Cluster {
     let project = json!({"apiVersion": "dormouse.dev/v1alpha1", "kind": "Project",
         "metadata": {"name": "team"},
         "spec": {"members": [{"user": "bob", "role": "Viewer"}, {"group": "ml", "role": "Member"}]}});
-    let options = Options { base_domain: "localhost".to_owned() };
+    let options = Options { scope: Default::default(), base_domain: "localhost".to_owned() };
     let mut cluster = Cluster::new(options, Arc::new(Tracker::new()));
-    let changes = listed(&[project]).into_iter().map(|event| Change::Project(News::Event(event)));
+    let scopes = listed(std::slice::from_ref(&project));
+    let changes = scopes.into_iter().map(|event| Change::Scope(News::Event(event)));
+    let changes = changes
+        .chain(listed(&[project]).into_iter().map(|event| Change::Project(News::Event(event))));
     let changes = changes
         .chain(listed(workspaces).into_iter().map(|event| Change::Workspace(News::Event(event))));
     let changes =
@@ -248,6 +251,21 @@ fn terminating_pods_drain_and_a_members_change_reaches_every_route_of_the_projec
         serde_json::from_value(project).unwrap(),
     ))));
     assert!(authorize(&cluster.next().unwrap(), &identity("bob", &[]), HOST).is_none());
+}
+
+#[test]
+fn a_project_of_another_scope_has_no_routes_while_it_is_so() {
+    let app = workload("App", "web", "2026-01-01T00:00:00Z", json!({}));
+    let mut cluster = cluster(&[], &[app], &[slice("web", &[("10.0.0.1", true)])]);
+    assert_eq!(cluster.next().unwrap().len(), 1);
+    for (scope, routes) in [(Some("dev"), 0), (None, 1), (Some("other"), 0)] {
+        let labels = scope.map(|scope| json!({"dormouse.dev/scope": scope}));
+        // A Project that cannot be read has a scope as well.
+        let project = json!({"metadata": {"name": "team", "labels": labels}, "spec": 5});
+        let project = serde_json::from_value(project).unwrap();
+        cluster.apply(Change::Scope(News::Event(Event::Apply(project))));
+        assert_eq!(cluster.next().unwrap().len(), routes, "{scope:?}");
+    }
 }
 
 /// `cargo test -p dormouse-cluster -- --ignored --nocapture ten_thousand`

@@ -30,6 +30,7 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec
                 errors.push(FieldError::required("spec.accessModes"));
             }
         }
+        ("coordination.k8s.io", "leases") => lease(spec, &mut errors),
         ("apps", "statefulsets") => {
             workload(&with_claim_volumes(spec), &mut errors);
             if let Some(old) = old {
@@ -172,6 +173,24 @@ fn workload(spec: &Value, errors: &mut Vec<FieldError>) {
             "spec.template.spec.restartPolicy",
             FieldErrorKind::NotSupported,
             format!("{}: supported values: \"Always\"", spec["template"]["spec"]["restartPolicy"]),
+        ));
+    }
+}
+
+fn lease(spec: &Value, errors: &mut Vec<FieldError>) {
+    let mut whole = |field: &str, least: i64, must: &str| {
+        let path = format!("spec.{field}");
+        if spec[field].as_i64().is_some_and(|is| is < least) {
+            errors.push(FieldError::invalid(&path, &spec[field], must));
+        }
+    };
+    whole("leaseDurationSeconds", 1, "must be greater than 0");
+    whole("leaseTransitions", 0, "must be greater than or equal to 0");
+    let strategy = &spec["strategy"];
+    if !spec["preferredHolder"].is_null() && strategy.is_null() {
+        errors.push(FieldError::forbidden(
+            "spec.preferredHolder",
+            "may only be specified when `strategy` is defined",
         ));
     }
 }

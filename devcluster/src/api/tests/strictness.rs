@@ -1,6 +1,7 @@
 //! What a real API server refuses, is refused here: seen on Kubernetes 1.36.
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -122,4 +123,33 @@ async fn a_claim_whose_class_can_grow_grows() {
     api.patch_status("c", &PatchParams::default(), &Patch::Merge(bound)).await.unwrap();
     let grown = api.patch("c", &params, &Patch::Apply(claim("20Gi", "grows"))).await.unwrap();
     assert_eq!(grown.spec.unwrap().resources.unwrap().requests.unwrap()["storage"].0, "20Gi");
+}
+
+#[tokio::test]
+async fn a_lease_lasts_and_is_written_on_the_version_that_was_read() {
+    let cluster = Cluster::start().await;
+    let api: Api<Lease> = Api::default_namespaced(cluster.client().await);
+    let lease = |spec: Value| -> Lease {
+        serde_json::from_value(json!({"metadata": {"name": "l"}, "spec": spec})).unwrap()
+    };
+    let params = PostParams::default();
+    for (spec, why) in [
+        (
+            json!({"leaseDurationSeconds": 0}),
+            "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
+        ),
+        (json!({"leaseTransitions": -1}), "must be greater than or equal to 0"),
+        (json!({"preferredHolder": "a"}), "may only be specified when `strategy` is defined"),
+    ] {
+        let status = failure(api.create(&params, &lease(spec)).await);
+        assert_eq!(status.code, 422);
+        assert!(status.message.contains(why), "{}", status.message);
+    }
+    let spec = json!({"holderIdentity": "a", "leaseDurationSeconds": 15});
+    let first = api.create(&params, &lease(spec.clone())).await.unwrap();
+    assert_eq!(failure(api.create(&params, &lease(spec)).await).code, 409);
+    let mut next = first.clone();
+    next.spec.as_mut().unwrap().holder_identity = Some("b".to_owned());
+    api.replace("l", &params, &next).await.unwrap();
+    assert_eq!(failure(api.replace("l", &params, &first).await).code, 409, "an older version");
 }

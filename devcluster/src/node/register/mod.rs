@@ -42,8 +42,8 @@ pub struct Registration {
     holder: String,
     uid: String,
     labels: BTreeMap<String, String>,
-    /// Key of the taint that the node is to have.
-    taint: Option<String>,
+    /// Key and value of the taint that the node is to have.
+    taint: Option<(String, String)>,
     has_range: bool,
 }
 
@@ -153,10 +153,11 @@ impl Registration {
                 let mut patch = json!({"metadata": {"labels": self.labels}});
                 let taints = old.spec.and_then(|spec| spec.taints).unwrap_or_default();
                 if let Some(taint) = self.taint(&taints) {
+                    let others = taints.into_iter().filter(|it| it.key != taint.key);
+                    let taints: Vec<_> = others.chain([taint.clone()]).collect();
                     // The whole list is written, so nobody may have changed it meanwhile.
                     patch["metadata"]["resourceVersion"] = json!(old.metadata.resource_version);
-                    patch["spec"] =
-                        json!({"taints": taints.into_iter().chain([taint]).collect::<Vec<_>>()});
+                    patch["spec"] = json!({"taints": taints});
                 }
                 in_time(nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)))
                     .await?
@@ -181,10 +182,10 @@ impl Registration {
     /// The node's taint, if it is not among those that it has.
     fn taint(&self, has: &[Taint]) -> Option<Taint> {
         let effect = "NoSchedule";
-        let key = self.taint.as_ref()?;
-        let there = has.iter().any(|taint| &taint.key == key && taint.effect == effect);
-        let taint = Taint { key: key.clone(), effect: effect.to_owned(), ..Taint::default() };
-        (!there).then_some(taint)
+        let (key, value) = self.taint.clone()?;
+        let taint =
+            Taint { key, value: Some(value), effect: effect.to_owned(), ..Taint::default() };
+        (!has.contains(&taint)).then_some(taint)
     }
 
     /// Whether the node has its range of pod addresses already.
