@@ -152,7 +152,7 @@ impl Store {
         let mut connection = self.pool.acquire().await?;
         let sqlite = self.dialect == Dialect::Sqlite;
         if sqlite {
-            // Else the bytes of before stay in the file, where the master key of before opens them.
+            // Writes over what it frees; copies in unused space of other pages go with a VACUUM alone.
             connection.execute("PRAGMA secure_delete = ON").await?;
         }
         let begin = self.dialect.pick("BEGIN IMMEDIATE", "BEGIN");
