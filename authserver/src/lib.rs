@@ -45,8 +45,9 @@ pub use self::{
     master_key::{MasterKey, MasterKeyError, MasterKeys, Under},
     server::{Authserver, Clock, serve},
     store::{
-        Authentication, ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken, NewServiceAccount, Passkey, Person, PersonalToken, Proof, Replaced, Resealed, SecretEntry, ServiceAccountEntry,
-        SessionEntry, SshKey, Store, StoreError, Unlinked, Ways,
+        Authentication, ClientEntry, Identity, KeyEntry, KeyPlan, NewPersonalToken,
+        NewServiceAccount, Passkey, Person, PersonalToken, Proof, Replaced, Resealed, SecretEntry,
+        ServiceAccountEntry, SessionEntry, SshKey, Store, StoreError, Unlinked, Ways,
     },
 };
 

@@ -10,8 +10,15 @@ use russh::keys::{
 pub const HOST_KEY: &str = "host_key";
 pub const AUTHORIZED_KEY: &str = "authorized_key";
 
+const SUFFIX: &str = "-agent";
+
 pub fn secret_name(workspace: &str) -> String {
-    format!("{workspace}-agent")
+    format!("{workspace}{SUFFIX}")
+}
+
+/// Whether a workspace may keep its keys in a Secret of that name.
+pub fn is_secret_name(name: &str) -> bool {
+    name.ends_with(SUFFIX)
 }
 
 #[derive(Debug, thiserror::Error)]

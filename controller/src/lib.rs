@@ -9,6 +9,7 @@ mod claim;
 mod config;
 mod gather;
 mod idle;
+mod keys_of_others;
 pub mod lease;
 mod manifest;
 mod metrics;

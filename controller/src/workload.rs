@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cluster::{
     labels,
     resources::{
-        AgentStatus, App, CanaryStatus, Phase, WorkloadResource, WorkloadStatus, Workspace,
+        AgentStatus, App, CanaryStatus, Phase, SecretMount, WorkloadResource, WorkloadStatus,
+        Workspace,
     },
 };
 use futures::StreamExt;
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Shared, Stores, acting, agent_key, canary, claim, manifest,
+    Shared, Stores, acting, agent_key, canary, claim, keys_of_others, manifest,
     own::{self, Part, Scaled},
     phase::{Observed, Told, is_broken, tell},
     refusal::{Problem, Reason, ReconcileError},
@@ -84,6 +85,8 @@ pub trait Reconciled: WorkloadResource {
         + 'static;
 
     fn counts(under: &Self::Under) -> Counts;
+
+    fn secrets(&mut self) -> &mut Vec<SecretMount>;
 
     /// Ends its pods, before and whatever else is applied.
     fn halt(&self, place: &Place<'_>) -> impl Future<Output = Result<(), ReconcileError>> + Send;
@@ -193,6 +196,10 @@ impl Counts {
 
 impl Reconciled for Workspace {
     type Under = StatefulSet;
+
+    fn secrets(&mut self) -> &mut Vec<SecretMount> {
+        &mut self.spec.secrets
+    }
 
     fn counts(under: &StatefulSet) -> Counts {
         let status = under.status.as_ref();
@@ -312,6 +319,10 @@ const REVISION_LABEL: &str = "controller-revision-hash";
 impl Reconciled for App {
     type Under = Deployment;
 
+    fn secrets(&mut self) -> &mut Vec<SecretMount> {
+        &mut self.spec.secrets
+    }
+
     fn counts(under: &Deployment) -> Counts {
         let status = under.status.as_ref();
         let replicas = status.and_then(|status| status.replicas).unwrap_or(0);
@@ -393,6 +404,16 @@ async fn reconcile<W: Reconciled>(
     }
 
     failed.note(place.put::<Service>(&manifest::service(object, &shared.config)).await);
+    // Without what it may not mount; with none, when that is not known.
+    let mut object = object.clone();
+    match keys_of_others::take_off(object.secrets(), &place.api()).await {
+        Ok(problems) => failed.problems.extend(problems),
+        Err(error) => {
+            object.secrets().retain(|mount| !agent_key::is_secret_name(&mount.name));
+            failed.note(Err::<(), _>(error));
+        }
+    }
+    let object = &object;
     let Applied { under, agent, canary } = object.apply(&place, awake, &mut failed).await;
     let key = workload.to_string();
     let generation = under.as_ref().and_then(|under| under.meta().generation);

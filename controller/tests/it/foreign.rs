@@ -162,3 +162,32 @@ async fn a_part_that_was_created_is_ours_to_change() {
     };
     world.until("lab", |set: &StatefulSet| env(set).iter().all(|var| var.name != "A")).await;
 }
+
+#[tokio::test]
+async fn a_workspaces_keys_are_mounted_by_no_colleague() {
+    let world = World::new().await;
+    let names = |name: &str| json!({"secrets": [{"name": name, "mountPath": "/keys"}]});
+    let mounted = |set: &StatefulSet| {
+        let spec = set.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+        let volumes = spec.volumes.iter().flatten();
+        let names = volumes.filter_map(|volume| volume.secret.as_ref()?.secret_name.clone());
+        names.collect::<BTreeSet<_>>()
+    };
+    // Before the colleague's workspace exists, and when it does.
+    world.workspace("spy", names("lab-agent")).await;
+    let spy = world.until_not_applied::<Workspace>("spy", "NotOurs").await;
+    assert!(said(&spy).contains("Secret lab-agent does not exist"), "{}", said(&spy));
+    world.workspace("lab", json!({})).await;
+    world.until::<StatefulSet>("lab", |_| true).await;
+    world.app("peek", names("lab-agent")).await;
+    let peek = world.until_not_applied::<App>("peek", "NotOurs").await;
+    assert!(said(&peek).contains("keys of Workspace lab"), "{}", said(&peek));
+    let set = world.until::<StatefulSet>("spy", |_| true).await;
+    assert_eq!(mounted(&set), BTreeSet::from(["spy-agent".to_owned()]), "all else runs");
+    // A Secret of somebody's own may have such a name.
+    let secret = json!({"metadata": {"name": "my-agent"}});
+    world.create::<Secret>(secret).await;
+    world.workspace("own", names("my-agent")).await;
+    let wanted = BTreeSet::from(["my-agent".to_owned(), "own-agent".to_owned()]);
+    world.until::<StatefulSet>("own", |set| mounted(set) == wanted).await;
+}
