@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Builder;
 
-use crate::{dev, echo, operator, service};
+use crate::{dev, echo, idle, operator, service};
 
 #[derive(Parser)]
 #[command(
@@ -42,6 +42,9 @@ enum Command {
     /// People and tokens, for operators
     #[command(subcommand)]
     Auth(operator::Order),
+    /// What counts as use, tried on recordings of traffic
+    #[command(subcommand)]
+    Idle(idle::Order),
     /// Print the custom resource definitions as YAML, for kubectl apply
     Crds,
     /// The built-in app that says what it was sent
@@ -116,6 +119,7 @@ pub fn run() -> ExitCode {
             Command::Controller(file) => service::controller::run(file.config.as_deref()).await,
             Command::Portal(file) => service::portal::run(file.config.as_deref()).await,
             Command::Auth(order) => operator::run(order).await,
+            Command::Idle(order) => idle::run(&order),
             Command::Crds => print_crds(),
             Command::Echo(options) => echo::serve(options.listen).await,
             // Handled in main, before the runtime.

@@ -4,6 +4,7 @@
 mod command;
 mod dev;
 mod echo;
+mod idle;
 mod operator;
 mod service;
 

@@ -6,7 +6,7 @@ use divan::Bencher;
 use domain::{
     access::{self, AccessPolicy, Grant, Target},
     activity::{How, Tracker},
-    classify::{self, Channel},
+    classify::{self, From, Name, Reader, Request, Socket, Workload},
     identity::{Credential, CredentialKind, Identity, USE},
     route::{Route, RouteSpec, RouteTable, State},
     token::{Expected, KeySet, TYP, Verifier},
@@ -187,13 +187,31 @@ fn activity_of_two_people(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
-fn classify_a_request() -> classify::Doing {
-    let path = black_box("/api/contents/notebooks/2026/analysis.ipynb/checkpoints");
-    classify::request(
-        Protocol::Jupyter,
-        classify::Request { method: "POST", path, navigation: false },
-    )
+/// With the judge, as in the gate: one that no rule knows, of a page that polls.
+#[divan::bench(args = ["GET /api/kernels", "POST /api/contents/a/b.ipynb/checkpoints", "POST /graphql"], sample_size = SAMPLE)]
+fn classify_a_request(bencher: Bencher<'_, '_>, line: &str) {
+    let (method, path) = line.split_once(' ').unwrap_or_default();
+    let request = Request { method, path, query: "a=b", dest: Some("empty"), ..Request::default() };
+    let (mut workload, mut now) = (Workload::default(), 0);
+    bencher.bench_local(|| {
+        now += 2000;
+        match classify::request::read(Protocol::Jupyter, black_box(&request)) {
+            classify::Read::Whole(name) => workload.judge(name, None, now, || ()),
+            classify::Read::Body(_, name) => workload.judge(name, None, now, || ()),
+        }
+    });
+}
+
+fn classify_messages(bencher: Bencher<'_, '_>, path: &str, subprotocol: &str, messages: &[&[u8]]) {
+    let mut reader = Reader::new(Protocol::Http, path, "", subprotocol);
+    let (mut workload, mut socket, mut now) = (Workload::default(), Socket::new(0), 100_000);
+    let mut turn = messages.iter().cycle();
+    bencher.bench_local(|| {
+        now += 2000;
+        let message = turn.next().copied().unwrap_or_default();
+        let name = reader.message(From::Client, 1, black_box(message));
+        workload.judge(name, Some(&mut socket), now, || ())
+    });
 }
 
 /// A kernel's message whose type stands at the end of what is looked at.
@@ -203,7 +221,48 @@ fn classify_a_kernel_message(bencher: Bencher<'_, '_>, length: usize) {
     let end = br#""},"header":{"msg_type":"execute_request"}}"#;
     message.resize(length - end.len(), b'x');
     message.extend_from_slice(end);
+    classify_messages(bencher, "/api/kernels/a/channels", "", &[&message]);
+}
+
+#[divan::bench(sample_size = SAMPLE)]
+fn classify_a_key_in_a_terminal(bencher: Bencher<'_, '_>) {
+    classify_messages(bencher, "/terminals/websocket/1", "", &[br#"["stdin","l"]"#]);
+}
+
+#[divan::bench(sample_size = SAMPLE)]
+fn classify_socket_io(bencher: Bencher<'_, '_>) {
+    let messages: [&[u8]; 2] = [b"3", br#"42["ack",{"client_id":"a","next_message_id":7}]"#];
+    classify_messages(bencher, "/socket.io/", "", &messages);
+}
+
+/// A slider that a player moves: three frames each.
+#[divan::bench(sample_size = SAMPLE)]
+fn classify_bokeh(bencher: Bencher<'_, '_>) {
+    let messages: [&[u8]; 3] = [
+        br#"{"msgid":"1","msgtype":"PATCH-DOC"}"#,
+        b"{}",
+        br#"{"events":[{"kind":"ModelChanged","model":{"id":"p1"},"attr":"value","new":7}]}"#,
+    ];
+    classify_messages(bencher, "/app/ws", "bokeh", &messages);
+}
+
+#[divan::bench(sample_size = SAMPLE)]
+fn classify_what_nobody_knows(bencher: Bencher<'_, '_>) {
+    let message = br#"{"id":7,"do":"something","with":"an argument that is not looked at"}"#;
+    classify_messages(bencher, "/live", "", &[message]);
+}
+
+/// Typing: a header of 13 bytes, and the call.
+#[divan::bench(sample_size = SAMPLE)]
+fn classify_vs_code(bencher: Bencher<'_, '_>) {
+    let mut message = vec![1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 40];
+    message.extend_from_slice(b"\x05\0\0\0\x07\x12$acceptModelChanged");
+    message.resize(13 + 40, b' ');
+    let mut reader = Reader::new(Protocol::VsCode, "/stable", "", "");
+    let (mut workload, mut socket) = (Workload::default(), Socket::new(0));
     bencher.bench_local(|| {
-        classify::message(Channel::JupyterKernel, 1, black_box(&message), Duration::from_secs(60))
+        reader.part(From::Client, black_box(&message), |name: Name| {
+            black_box(workload.judge(name, Some(&mut socket), 100_000, || ()));
+        });
     });
 }

@@ -1,6 +1,8 @@
 //! Who did what last, per workload: written on the request path without a lock, read by the
 //! controller as "what changed since this cursor".
 
+mod guard;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
@@ -16,7 +18,13 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::{name::UserName, workload::WorkloadRef};
+use crate::{
+    classify::{Name, Ruling, Socket, Workload, judge::Settled},
+    name::UserName,
+    workload::WorkloadRef,
+};
+
+pub use guard::Guard;
 
 /// By which way somebody came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,6 +66,11 @@ pub struct Cell {
     /// Already in the queue of changes.
     queued: AtomicBool,
     changes: Arc<Queue>,
+    /// What is remembered to tell people from machines. Most of what passes needs none of it.
+    judge: Mutex<Workload<(UserName, How)>>,
+    /// Already in the queue of those in doubt.
+    doubted: AtomicBool,
+    doubts: Arc<Queue>,
 }
 
 /// Holds each cell at most once, so its length is bounded by the number of workloads.
@@ -68,6 +81,49 @@ impl Cell {
     fn mark_changed(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.changes.0.push(self.clone());
+        }
+    }
+
+    fn hear(
+        self: &Arc<Self>,
+        name: Name,
+        socket: Option<&mut Socket>,
+        now: Timestamp,
+        data: impl FnOnce() -> (UserName, How),
+    ) -> Ruling {
+        let ruling = self.judge.lock().judge(name, socket, now.as_millisecond(), data);
+        if ruling == Ruling::Later {
+            if !self.doubted.swap(true, Ordering::AcqRel) {
+                self.doubts.0.push(self.clone());
+            }
+            self.mark_changed();
+        }
+        ruling
+    }
+
+    /// Takes for a person's what no beat has come of. False once nothing is in doubt.
+    fn settle(self: &Arc<Self>, now: Timestamp) -> bool {
+        loop {
+            let mut judge = self.judge.lock();
+            let Some(Settled { at, verdict, data, .. }) = judge.settle(now.as_millisecond()) else {
+                return judge.is_in_doubt();
+            };
+            drop(judge);
+            if let (Some(what), Ok(at)) = (verdict.doing(), Timestamp::from_millisecond(at)) {
+                self.record(&data.0, data.1, Cow::Borrowed(what), at);
+            }
+        }
+    }
+
+    fn working(&self) -> u32 {
+        let doubt = u32::from(self.judge.lock().is_in_doubt());
+        let before = self.working_before.load(Ordering::Acquire);
+        self.working.load(Ordering::Acquire).saturating_add(doubt).saturating_add(before)
+    }
+
+    fn works_before(self: &Arc<Self>, working: u32) {
+        if self.working_before.swap(working, Ordering::AcqRel) != working {
+            self.mark_changed();
         }
     }
 
@@ -89,17 +145,6 @@ impl Cell {
         self.mark_changed();
     }
 
-    fn working(&self) -> u32 {
-        let before = self.working_before.load(Ordering::Acquire);
-        self.working.load(Ordering::Acquire).saturating_add(before)
-    }
-
-    fn works_before(self: &Arc<Self>, working: u32) {
-        if self.working_before.swap(working, Ordering::AcqRel) != working {
-            self.mark_changed();
-        }
-    }
-
     fn snapshot(&self) -> Change {
         let last = self.last.load(Ordering::Acquire);
         let evidence = self.detail.load().as_deref().and_then(|detail| {
@@ -119,52 +164,12 @@ impl Cell {
     }
 }
 
-/// Lives as long as the exchange it counts.
-#[derive(Debug)]
-pub struct Guard {
-    cell: Arc<Cell>,
-    who: UserName,
-    how: How,
-    working: bool,
-}
-
-impl Guard {
-    pub(crate) fn new(cell: Arc<Cell>, who: UserName, how: How) -> Self {
-        cell.open.fetch_add(1, Ordering::AcqRel);
-        Self { cell, who, how, working: false }
-    }
-
-    /// A person did something just now.
-    pub fn person(&self, what: &'static str, now: Timestamp) {
-        self.cell.record(&self.who, self.how, Cow::Borrowed(what), now);
-    }
-
-    /// A person did something that goes on until the guard is dropped, such as a request that is
-    /// being answered: the workload counts as in use for all that time.
-    pub fn person_until_dropped(&mut self, what: &'static str, now: Timestamp) {
-        if !std::mem::replace(&mut self.working, true) {
-            self.cell.working.fetch_add(1, Ordering::AcqRel);
-            self.cell.mark_changed();
-        }
-        self.person(what, now);
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.cell.open.fetch_sub(1, Ordering::AcqRel);
-        if self.working {
-            self.cell.working.fetch_sub(1, Ordering::AcqRel);
-            self.cell.mark_changed();
-        }
-    }
-}
-
 /// A gateway's whole memory of activity.
 #[derive(Debug, Default)]
 pub struct Tracker {
     cells: Mutex<HashMap<WorkloadRef, Arc<Cell>>>,
     changes: Arc<Queue>,
+    doubts: Arc<Queue>,
     log: Mutex<Log>,
 }
 
@@ -212,6 +217,9 @@ impl Tracker {
             working_before: AtomicU32::new(0),
             queued: AtomicBool::new(false),
             changes: self.changes.clone(),
+            judge: Mutex::default(),
+            doubted: AtomicBool::new(false),
+            doubts: self.doubts.clone(),
         });
         cells.insert(workload.clone(), cell.clone());
         cell
@@ -253,6 +261,25 @@ impl Tracker {
         cells.iter().for_each(|cell| cell.works_before(0));
     }
 
+    /// Takes for a person's what was in doubt for long enough. To be called before the changes are
+    /// asked for; costs as much as there are workloads in doubt.
+    pub fn settle(&self, now: Timestamp) {
+        let mut still = Vec::new();
+        while let Some(cell) = self.doubts.0.pop() {
+            cell.doubted.store(false, Ordering::Release);
+            if cell.settle(now) {
+                still.push(cell);
+            } else {
+                cell.mark_changed();
+            }
+        }
+        for cell in still {
+            if !cell.doubted.swap(true, Ordering::AcqRel) {
+                self.doubts.0.push(cell);
+            }
+        }
+    }
+
     /// Costs as much as there were changes, however many workloads sleep. Cursor 0 asks for all.
     pub fn changes(&self, since: u64) -> Changes {
         let mut log = self.log.lock();
@@ -286,7 +313,10 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::WorkloadKind;
+    use crate::{
+        classify::{Form, beat::Care},
+        workload::WorkloadKind,
+    };
 
     fn lab() -> WorkloadRef {
         WorkloadRef {
@@ -337,7 +367,7 @@ mod tests {
     #[test]
     fn a_request_being_answered_is_reported_until_it_ends() {
         let tracker = Tracker::new();
-        let mut open = guard(&tracker);
+        let open = guard(&tracker);
         open.person_until_dropped("call", at(100));
         let first = tracker.changes(0);
         assert_eq!(first.changes[0].working, 1);
@@ -352,7 +382,7 @@ mod tests {
     #[test]
     fn what_a_process_before_says_is_known_and_ends_with_it() {
         let (before, after) = (Tracker::new(), Tracker::new());
-        let mut open = guard(&before);
+        let open = guard(&before);
         after.cell(&lab());
         let hand_on =
             || before.changes(0).changes.into_iter().for_each(|change| after.hear(change));
@@ -379,7 +409,7 @@ mod tests {
         let tracker = Tracker::new();
         guard(&tracker).person("call", at(100));
         let first = tracker.changes(0);
-        let mut open = guard(&tracker);
+        let open = guard(&tracker);
         open.person("call", at(100));
         assert_eq!(tracker.changes(first.cursor).changes, [], "nothing new");
         open.person_until_dropped("call", at(100));
@@ -387,6 +417,51 @@ mod tests {
         open.person("another", at(100));
         let last = tracker.changes(0).changes[0].last.clone().unwrap();
         assert_eq!(last.what, "another");
+    }
+
+    fn timer(kind: u64) -> Name {
+        Name::Beat { what: "used the app", kind, care: Care::Usual, known: true }
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_in_use_and_then_a_persons_or_nobodys() {
+        let tracker = Tracker::new();
+        let open = guard(&tracker);
+        let state = |now| {
+            tracker.settle(at(now));
+            let change = tracker.changes(0).changes.pop().unwrap();
+            (change.working, change.last.map(|last| last.at))
+        };
+        open.hear(timer(1), None, at(100));
+        assert_eq!(state(101), (1, None));
+        assert_eq!(state(300), (0, Some(at(100))), "no beat came of it");
+        for beat in 0..10 {
+            open.hear(timer(2), None, at(400 + 2 * beat));
+        }
+        assert_eq!(state(420), (0, Some(at(100))), "a beat");
+        open.hear(timer(2), None, at(419));
+        assert_eq!(state(420), (0, Some(at(419))), "off the beat");
+    }
+
+    #[test]
+    fn a_body_tells_wherever_it_is_cut() {
+        let text = br#"{"changedPropIds":["clock.n_intervals"]}"#;
+        for cut in 0..=text.len() {
+            let tracker = Tracker::new();
+            let open = guard(&tracker);
+            open.wait_for_body(Form::Dash, Name::Person("used the app"), at(1));
+            assert_eq!(open.body(&text[..cut], false, at(1)), None);
+            let (name, _) = open.body(&text[cut..], true, at(1)).unwrap();
+            assert_eq!(name, Name::Noise("interval"));
+            assert_eq!(open.body(b"more", true, at(1)), None);
+            drop(open);
+            assert!(tracker.changes(0).changes.iter().all(|change| change.last.is_none()));
+        }
+        let tracker = Tracker::new();
+        let open = guard(&tracker);
+        open.wait_for_body(Form::Dash, Name::Person("used the app"), at(1));
+        drop(open);
+        assert!(tracker.changes(0).changes[0].last.is_some(), "no body came");
     }
 
     #[test]

@@ -20,7 +20,12 @@ pub struct Metrics {
     pub ejections: IntCounter,
     pub seconds: Histogram,
     pub access_log: IntCounterVec,
+    judged: [IntCounter; VERDICTS.len()],
+    judged_all: IntCounterVec,
 }
+
+/// What a request or message of a client was taken for.
+const VERDICTS: [&str; 5] = ["noise", "person", "work", "doubt", "unknown"];
 
 /// Classes of status; the first is for no answer.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -45,7 +50,14 @@ impl Metrics {
             "Requests answered, by engine and class of status.",
             &["engine", "status"],
         )?;
+        let judged = counters(
+            "dormouse_proxy_judged_total",
+            "Requests and messages to workloads, by whether a person did them, a running job, nobody, or that is in doubt or not understood.",
+            &["verdict"],
+        )?;
         let metrics = Self {
+            judged: VERDICTS.map(|verdict| judged.with_label_values(&[verdict])),
+            judged_all: judged,
             lane: CLASSES.map(|class| requests.with_label_values(&[Self::LANE, class])),
             requests,
             refusals: counters(
@@ -117,7 +129,16 @@ impl Metrics {
             Box::new(self.ejections.clone()),
             Box::new(self.seconds.clone()),
             Box::new(self.access_log.clone()),
+            Box::new(self.judged_all.clone()),
         ]
+    }
+
+    /// `verdict` is a word of [`domain::classify`].
+    pub fn judged(&self, verdict: &str) {
+        let of = VERDICTS.iter().zip(&self.judged).find(|(known, _)| **known == verdict);
+        if let Some((_, counter)) = of {
+            counter.inc();
+        }
     }
 
     pub fn answered(&self, engine: &str, status: u16) {

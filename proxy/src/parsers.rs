@@ -3,7 +3,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use domain::token::is_claimed;
+use domain::{
+    classify::{
+        BODY_MAX, Content, Form, From, Name, PREFIX_MAX, Reader, Request, Socket, Workload, replay,
+        request,
+    },
+    token::is_claimed,
+    workload::Protocol,
+};
 
 use crate::{
     front::{
@@ -140,31 +147,90 @@ pub fn chunked(bytes: &[u8]) {
     }
 }
 
-/// The frames of a WebSocket, cut where the first byte says.
+/// The frames of a WebSocket, cut where the first byte says, and what a classifier reads in them.
 pub fn frames(bytes: &[u8]) {
     let Some((&cut, bytes)) = bytes.split_first() else { return };
     let (first, second) = bytes.split_at(usize::from(cut).min(bytes.len()));
-    for with_content in [false, true] {
+    for content in [Content::No, Content::Start(PREFIX_MAX), Content::All] {
         let pass = |frames: &mut Frames, parts: &[&[u8]]| {
-            let mut all = Vec::new();
-            parts.iter().for_each(|part| frames.pass(part, |seen| all.push(seen)));
+            let (mut all, mut told) = (Vec::new(), Vec::new());
+            for part in parts {
+                frames.pass(part, |seen| match seen {
+                    Seen::Part(bytes) => told.extend_from_slice(bytes),
+                    other => all.push(format!("{other:?}")),
+                });
+            }
             // That it is lost is said again with each part.
             all.dedup();
-            all
+            (all, told)
         };
-        let (mut whole, mut parts) = (Frames::new(with_content), Frames::new(with_content));
+        let (mut whole, mut parts) = (Frames::new(content), Frames::new(content));
         let seen = pass(&mut whole, &[bytes]);
         assert_eq!(seen, pass(&mut parts, &[first, second]));
         assert_eq!(whole.at_boundary(), parts.at_boundary());
-        if seen.last() == Some(&Seen::Lost) {
+        if seen.0.last().is_some_and(|last| last == "Lost") {
             continue;
         }
-        let mut begun = Frames::new(with_content);
+        let mut begun = Frames::new(content);
         pass(&mut begun, &[first]);
         let rest = begun.to_boundary(second);
         assert!(rest <= second.len());
         pass(&mut begun, &[&second[..rest]]);
         assert!(begun.at_boundary() || rest == second.len());
+    }
+}
+
+const SOCKETS: [(Protocol, &str, &str); 8] = [
+    (Protocol::Jupyter, "/api/kernels/a/channels", ""),
+    (Protocol::Jupyter, "/terminals/websocket/1", ""),
+    (Protocol::Jupyter, "/api/collaboration/room/a", ""),
+    (Protocol::Streamlit, "/_stcore/stream", "streamlit"),
+    (Protocol::Http, "/socket.io/", ""),
+    (Protocol::Http, "/app/ws", "bokeh"),
+    (Protocol::Http, "/websocket/", ""),
+    (Protocol::VsCode, "/stable-a", ""),
+];
+
+fn vscode(parts: &[&[u8]]) -> Vec<Name> {
+    let mut reader = Reader::new(Protocol::VsCode, "/stable-a", "", "");
+    let mut names = Vec::new();
+    parts.iter().for_each(|part| reader.part(From::Client, part, |name| names.push(name)));
+    // That it is not understood is said again with each part.
+    names.dedup();
+    names
+}
+
+/// What the judge's readers make of anything: one that reads a stream finds the same wherever it is
+/// cut, and every doubt ends.
+pub fn classify(bytes: &[u8]) {
+    let [which, cut, rest @ ..] = bytes else { return };
+    let (protocol, path, sub) = SOCKETS[usize::from(*which) % SOCKETS.len()];
+    let start = &rest[..rest.len().min(PREFIX_MAX)];
+    let mut reader = Reader::new(protocol, path, "", sub);
+    let (mut workload, mut socket) = (Workload::default(), Socket::new(0));
+    for (opcode, now) in [(1, 1), (2, 100_000), (9, 200_000)] {
+        for from in [From::Client, From::Server] {
+            let name = reader.message(from, opcode, start);
+            workload.judge(name, Some(&mut socket), now, || ());
+        }
+    }
+    while workload.settle(i64::MAX).is_some() {}
+    assert!(!workload.is_in_doubt());
+
+    let (first, second) = rest.split_at(usize::from(*cut).min(rest.len()));
+    assert_eq!(vscode(&[rest]), vscode(&[first, second]));
+
+    let body = &rest[..rest.len().min(BODY_MAX)];
+    for form in [Form::Dash, Form::Gradio, Form::Marimo, Form::EngineIo] {
+        request::body(form, Name::Person("used the app"), body);
+    }
+    if let Ok(text) = std::str::from_utf8(rest) {
+        let (path, query) = text.split_once('?').unwrap_or((text, ""));
+        for method in ["GET", "POST", "PUT"] {
+            let asked = Request { method, path, query, dest: Some("empty"), ..Request::default() };
+            request::read(protocol, &asked);
+        }
+        let _ = replay::replay(text);
     }
 }
 
@@ -224,6 +290,22 @@ mod tests {
         #[test]
         fn frames_break_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             frames(&bytes);
+        }
+
+        #[test]
+        fn no_message_or_body_breaks_the_judge(
+            which in 0u8..8,
+            cut in any::<u8>(),
+            noise in prop::collection::vec(any::<u8>(), 0..60),
+            text in pieces(&[
+                "{\"msgid\":\"1\",\"msgtype\":\"PATCH-DOC\"}", "{\"events\":[", "\"attr\":\"start\"", "\"MessageSent\"", "42[", "\"event\"",
+                "{\"method\":\"update\",\"data\":{", "\"msg_type\":", "\"comm_msg\"", "\"changedPropIds\":[", "\"values\":[\"2s (4)\"]",
+                "\u{1}\0\0\0\u{1}\0\0\0\0\0\0\0\u{14}", "$input", "remoteterminal", "Z\u{4}0\u{1}", "{\"kind\":\"meta\",\"window\":[0,9]}\n",
+                "{\"t\":1,\"kind\":\"ws\",\"dir\":\"c2s\",\"opcode\":1}\n", ":", ",", "]", "\\", "POST /git/status",
+            ]),
+        ) {
+            classify(&[&[which, cut], &text[..], &noise].concat());
+            classify(&[&[which, cut], &noise[..], &text].concat());
         }
 
         #[test]

@@ -66,6 +66,7 @@ async fn answer(
 ) -> Json<Report> {
     // The time first: what happens while the changes are read belongs to the next answer.
     let now = Timestamp::now();
+    memory.tracker.settle(now);
     let changes = memory.tracker.changes(since);
     Json(Report {
         gateway: memory.gateway.clone(),
@@ -137,6 +138,7 @@ async fn tell(
             _ = ticks.tick() => false,
             () = until.cancelled() => true,
         };
+        tracker.settle(Timestamp::now());
         let news = tracker.changes(cursor);
         cursor = news.cursor;
         for change in news.changes {

@@ -324,6 +324,7 @@ impl ProxyHttp for Engine {
         ctx: &mut Exchange,
     ) -> Result<()> {
         let Some(admitted) = &ctx.admitted else { return Ok(()) };
+        self.gate.hear_body(admitted, body.as_deref().unwrap_or_default(), end);
         let length = body.as_ref().map_or(0, |part| part.len());
         watch::heard(length as u64, end);
         ctx.body += length as u64;

@@ -1,5 +1,7 @@
 //! A request head as the gate sees it, whichever engine read it.
 
+use domain::classify;
+
 /// Name and value as they came.
 pub type Field<'a> = httparse::Header<'a>;
 
@@ -116,6 +118,23 @@ impl<'a> Head<'a> {
         let says = |value: &[u8]| value.to_ascii_lowercase().starts_with(b"prefetch");
         let names = ["sec-purpose", "purpose", "x-moz"];
         self.is_safe() && names.iter().any(|name| self.values(name).any(says))
+    }
+
+    /// What tells a person from a machine in it. `token`: it brought one of ours.
+    pub fn asked(&self, token: bool) -> classify::Request<'a> {
+        classify::Request {
+            method: self.method,
+            path: self.path(),
+            query: self.query(),
+            navigation: self.audience() == Audience::Navigation,
+            token,
+            prefetch: self.is_prefetch(),
+            dest: self.single("sec-fetch-dest"),
+            user: self.single("sec-fetch-user") == Some("?1"),
+            reload: self.lists("cache-control", "max-age=0")
+                || self.lists("cache-control", "no-cache"),
+            tells_user: self.values("sec-ch-ua").next().is_some(),
+        }
     }
 
     /// A question of the browser itself, whether a page of another origin may ask (Fetch, section

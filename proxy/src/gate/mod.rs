@@ -7,6 +7,7 @@ pub mod credential;
 pub mod head;
 pub mod host;
 mod identify;
+mod judge;
 pub mod limits;
 pub mod live;
 pub mod origin;
@@ -26,7 +27,6 @@ use std::{
 use domain::{
     access::{self, Grant, Target},
     activity::How,
-    classify,
     route::RouteTable,
     token::Verifier,
     wake::WakeRequest,
@@ -317,27 +317,21 @@ impl Gate {
 
         self.limits.route(&grant, &mut held, now)?;
         held.check_length(head)?;
-        let mut guard = grant.begin(match audience {
+        let guard = grant.begin(match audience {
             Audience::Upgrade => How::WebSocket,
             _ => How::Http,
         });
-        let navigation = audience == Audience::Navigation;
-        let request = classify::Request { method: head.method, path: head.path(), navigation };
-        let doing = match audience {
-            // Opening a socket is nobody's doing; what is said on it may be.
-            Audience::Upgrade => None,
-            // Nor is what a browser loads in case somebody wants it.
-            _ if prefetch => None,
-            _ => classify::request(grant.protocol(), request),
-        };
-        if let Some(what) = doing {
-            guard.person_until_dropped(what, now);
-        }
-        let wakes = !prefetch && (doing.is_some() || !by_session);
+        let (doing, waits) = self.judge(&guard, &grant, head, audience, by_session, now);
+        // A page that was left open wakes nothing by what it reads.
+        let acts = doing.is_some() && !head.is_safe();
+        let wakes = !prefetch && (acts || audience == Audience::Navigation || !by_session);
         let grant = match self.when_ready(grant, audience, wakes).await? {
             Ok(grant) => grant,
             Err(page) => return Ok(Decision::Answer(page)),
         };
+        if let Some((form, name)) = waits {
+            guard.wait_for_body(form, name, now);
+        }
         self.record_opened(&signed_in, &grant, audience, from, now);
 
         held.trace = self.traces.begin(head, grant.workload(), now);

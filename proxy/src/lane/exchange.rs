@@ -183,7 +183,7 @@ impl Exchange {
         with: &mut With<'_>,
     ) -> Poll<Result<(), Broken>> {
         loop {
-            let mut moved = self.send_request(cx, conn, upstream)?;
+            let mut moved = self.send_request(cx, conn, upstream, with)?;
             if self.body_left == 0 {
                 // Nothing is expected of the client but that it stays.
                 while let Poll::Ready(read) = conn.poll_ahead(cx) {
@@ -259,6 +259,7 @@ impl Exchange {
         cx: &mut Context<'_>,
         conn: &mut Conn,
         upstream: &mut TcpStream,
+        with: &With<'_>,
     ) -> Result<bool, Broken> {
         let mut moved = false;
         while !self.up_broken {
@@ -272,8 +273,13 @@ impl Exchange {
                     self.up.clear();
                     self.up_at = 0;
                 }
+                let there = self.up.len();
                 match conn.poll_body(cx, &mut self.up, self.body_left) {
-                    Poll::Ready(Ok(read @ 1..)) => self.body_left -= read as u64,
+                    Poll::Ready(Ok(read @ 1..)) => {
+                        self.body_left -= read as u64;
+                        let read = self.up.get(there..).unwrap_or_default();
+                        with.gate.hear_body(with.admitted, read, self.body_left == 0);
+                    }
                     Poll::Ready(Err(slow)) if slow.kind() == io::ErrorKind::TimedOut => {
                         return Err(Broken::BodyTooSlow);
                     }

@@ -1,6 +1,6 @@
 //! WebSocket frames as they pass by (RFC 6455, section 5.2): nothing is held back, only looked at.
 
-use domain::classify::PREFIX_MAX;
+use domain::classify::Content;
 
 /// The beginning of a message, unmasked, as far as it is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Frames {
     state: State,
-    /// Collect this much of each message; 0 looks at headers only.
-    prefix_max: usize,
+    /// What of the messages is looked at besides their headers.
+    content: Content,
     message: Option<Message>,
 }
 
@@ -38,10 +38,12 @@ enum State {
 const START: State = State::Header { bytes: [0; 14], have: 0 };
 
 /// What a reader is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen<'a> {
     /// Once per message: when its beginning is complete.
     Message(Message),
+    /// Some of a message's bytes, unmasked, if all are looked at.
+    Part(&'a [u8]),
     /// A Close frame has begun.
     Close,
     /// The framing was lost, or has been; these bytes may be anything.
@@ -49,9 +51,8 @@ pub enum Seen {
 }
 
 impl Frames {
-    pub fn new(with_content: bool) -> Self {
-        let prefix_max = if with_content { PREFIX_MAX } else { 0 };
-        Self { state: START, prefix_max, message: None }
+    pub fn new(content: Content) -> Self {
+        Self { state: START, content, message: None }
     }
 
     /// Between two frames: the only place where a frame of our own can be put in.
@@ -61,7 +62,7 @@ impl Frames {
 
     /// How many of the bytes belong to the frame that is under way.
     pub fn to_boundary(&self, bytes: &[u8]) -> usize {
-        let mut frames = Self { state: self.state, prefix_max: 0, message: None };
+        let mut frames = Self { state: self.state, content: Content::No, message: None };
         if frames.at_boundary() {
             return 0;
         }
@@ -74,7 +75,7 @@ impl Frames {
         bytes.len()
     }
 
-    pub fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Seen)) {
+    pub fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Seen<'_>)) {
         while !bytes.is_empty() {
             match self.state {
                 State::Lost => return seen(Seen::Lost),
@@ -112,7 +113,7 @@ impl Frames {
         }
     }
 
-    fn begin(&mut self, header: &[u8; 14], seen: &mut impl FnMut(Seen)) {
+    fn begin(&mut self, header: &[u8; 14], seen: &mut impl FnMut(Seen<'_>)) {
         let [first, second, rest @ ..] = *header;
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
         let control = opcode >= 8;
@@ -140,9 +141,10 @@ impl Frames {
             seen(Seen::Close);
         }
         if matches!(opcode, 1 | 2) {
-            self.message = Some(Message { opcode, start: Vec::new() });
-            if self.prefix_max == 0 {
-                self.tell(seen);
+            match self.content {
+                Content::No => seen(Seen::Message(Message { opcode, start: Vec::new() })),
+                Content::Start(_) => self.message = Some(Message { opcode, start: Vec::new() }),
+                Content::All => {}
             }
         }
         self.state = State::Payload { left, mask, at: 0, control, fin };
@@ -151,29 +153,46 @@ impl Frames {
         }
     }
 
-    fn collect(&mut self, payload: &[u8], mask: [u8; 4], at: u8, seen: &mut impl FnMut(Seen)) {
+    fn collect(&mut self, payload: &[u8], mask: [u8; 4], at: u8, seen: &mut impl FnMut(Seen<'_>)) {
+        let prefix_max = match self.content {
+            Content::No => return,
+            Content::All => return parts(payload, mask, at, seen),
+            Content::Start(most) => most,
+        };
         let Some(message) = &mut self.message else { return };
         let had = message.start.len();
-        let taken = self.prefix_max.saturating_sub(had).min(payload.len());
+        let taken = prefix_max.saturating_sub(had).min(payload.len());
         message.start.reserve_exact(taken);
         message.start.extend_from_slice(payload.get(..taken).unwrap_or_default());
         unmask(message.start.get_mut(had..).unwrap_or_default(), mask, at);
-        if message.start.len() >= self.prefix_max {
+        if message.start.len() >= prefix_max {
             self.tell(seen);
         }
     }
 
-    fn end(&mut self, control: bool, fin: bool, seen: &mut impl FnMut(Seen)) {
+    fn end(&mut self, control: bool, fin: bool, seen: &mut impl FnMut(Seen<'_>)) {
         self.state = START;
         if fin && !control {
             self.tell(seen);
         }
     }
 
-    fn tell(&mut self, seen: &mut impl FnMut(Seen)) {
+    fn tell(&mut self, seen: &mut impl FnMut(Seen<'_>)) {
         if let Some(message) = self.message.take() {
             seen(Seen::Message(message));
         }
+    }
+}
+
+/// Unmasks piece by piece, without memory of its own.
+fn parts(payload: &[u8], mask: [u8; 4], at: u8, seen: &mut impl FnMut(Seen<'_>)) {
+    let mut piece = [0; 512];
+    for bytes in payload.chunks(piece.len()) {
+        let piece = piece.get_mut(..bytes.len()).unwrap_or_default();
+        piece.copy_from_slice(bytes);
+        // A whole piece is a multiple of four.
+        unmask(piece, mask, at);
+        seen(Seen::Part(piece));
     }
 }
 
@@ -263,16 +282,28 @@ mod tests {
         bytes
     }
 
-    fn read(parts: &[&[u8]], with_content: bool) -> (Vec<Seen>, Frames) {
-        let mut frames = Frames::new(with_content);
+    const PREFIX_MAX: usize = 1024;
+
+    fn owned(seen: Seen<'_>) -> Seen<'static> {
+        match seen {
+            Seen::Message(message) => Seen::Message(message),
+            Seen::Part(_) => Seen::Part(&[]),
+            Seen::Close => Seen::Close,
+            Seen::Lost => Seen::Lost,
+        }
+    }
+
+    fn read(parts: &[&[u8]], with_content: bool) -> (Vec<Seen<'static>>, Frames) {
+        let content = if with_content { Content::Start(PREFIX_MAX) } else { Content::No };
+        let mut frames = Frames::new(content);
         let mut all = Vec::new();
         for part in parts {
-            frames.pass(part, |seen| all.push(seen));
+            frames.pass(part, |seen| all.push(owned(seen)));
         }
         (all, frames)
     }
 
-    fn text(start: &[u8]) -> Seen {
+    fn text(start: &[u8]) -> Seen<'static> {
         Seen::Message(Message { opcode: 1, start: start.to_vec() })
     }
 
@@ -306,7 +337,7 @@ mod tests {
             let (seen, mut frames) = read(&[&bad], true);
             assert_eq!(seen.first(), Some(&Seen::Lost), "{bad:?}");
             let mut more = Vec::new();
-            frames.pass(b"more", |seen| more.push(seen));
+            frames.pass(b"more", |seen| more.push(owned(seen)));
             assert_eq!(more, [Seen::Lost]);
         }
     }
@@ -316,10 +347,27 @@ mod tests {
         let bytes = [frame(true, 1, b"hello"), frame(true, 1, b"x")].concat();
         let (_, frames) = read(&[&bytes[..4]], false);
         assert_eq!(frames.to_boundary(&bytes[4..]), frame(true, 1, b"hello").len() - 4);
-        assert_eq!(Frames::new(false).to_boundary(&bytes), 0);
+        assert_eq!(Frames::new(Content::No).to_boundary(&bytes), 0);
     }
 
     proptest! {
+        #[test]
+        fn all_bytes_are_told_wherever_they_are_cut(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..1500), 1..4),
+            cut in 0usize..5000,
+        ) {
+            let bytes: Vec<u8> = payloads.iter().flat_map(|payload| frame(true, 2, payload)).collect();
+            let (first, second) = bytes.split_at(cut.min(bytes.len()));
+            let (mut frames, mut told) = (Frames::new(Content::All), Vec::new());
+            for part in [first, second] {
+                frames.pass(part, |seen| match seen {
+                    Seen::Part(bytes) => told.extend_from_slice(bytes),
+                    other => panic!("{other:?}"),
+                });
+            }
+            prop_assert_eq!(told, payloads.concat());
+        }
+
         #[test]
         fn where_the_bytes_are_cut_does_not_matter(
             payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..4),

@@ -5,7 +5,7 @@ pub mod frames;
 mod pump;
 pub mod response;
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use domain::{classify, endpoint::Outstanding};
@@ -184,7 +184,7 @@ async fn handshake(front: &Front, mut conn: Box<Conn>, head_bytes: &[u8]) -> Han
         }
         asked.outstanding = outstanding;
         asked.presence = front.gate.enter(&admitted.destination);
-        let listener = listener(&head, *admitted);
+        let listener = listener(&head, *admitted, front.gate.clone());
         return Handshake::Upgraded(
             Box::new(asked),
             Box::new(Pump::new(conn, upstream, rest, listener)),
@@ -348,12 +348,15 @@ async fn relay(
     Ok(moved)
 }
 
-fn listener(head: &Head<'_>, admitted: Admitted) -> Listener {
-    let channel = match &admitted.destination {
-        Destination::Workload(grant) => classify::channel(grant.protocol(), head.path()),
-        Destination::Service { .. } => classify::Channel::Background,
+fn listener(head: &Head<'_>, admitted: Admitted, gate: Arc<Gate>) -> Listener {
+    let reader = match &admitted.destination {
+        Destination::Workload(grant) => {
+            let subprotocol = head.single("sec-websocket-protocol").unwrap_or_default();
+            classify::Reader::new(grant.protocol(), head.path(), head.query(), subprotocol)
+        }
+        Destination::Service { .. } => classify::Reader::background(),
     };
-    Listener { channel, guard: admitted.guard, opened: Instant::now() }
+    Listener::new(reader, admitted.guard, gate, Timestamp::now())
 }
 
 /// Counts an open WebSocket.

@@ -7,6 +7,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,16 +15,16 @@ use std::{
 use bytes::{Buf, BytesMut};
 use domain::{
     activity::Guard,
-    classify::{self, Channel},
+    classify::{Content, From, Name, Reader, Socket},
 };
 use jiff::Timestamp;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::frames::{Farewell, Frames, Seen, Towards, close_frame};
-use crate::seldom::seldom;
+use crate::{gate::Gate, seldom::seldom};
 
 /// Bytes that are moved at once.
 const SCRATCH: usize = 16 * 1024;
@@ -51,9 +52,9 @@ struct Direction {
 }
 
 impl Direction {
-    fn new(with_content: bool) -> Self {
+    fn new(content: Content) -> Self {
         Self {
-            frames: Frames::new(with_content),
+            frames: Frames::new(content),
             pending: BytesMut::new(),
             flush: false,
             ended: false,
@@ -71,7 +72,7 @@ impl Direction {
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
         goodbye: Option<(Farewell, Towards)>,
-        mut seen: impl FnMut(Seen),
+        mut seen: impl FnMut(Seen<'_>),
     ) -> Poll<io::Result<()>> {
         loop {
             if let Some((farewell, towards)) = goodbye
@@ -124,7 +125,7 @@ impl Direction {
         to: &mut (impl AsyncWrite + Unpin),
         goodbye: Option<(Farewell, Towards)>,
         buffer: &mut [u8],
-        seen: &mut impl FnMut(Seen),
+        seen: &mut impl FnMut(Seen<'_>),
     ) -> Poll<io::Result<()>> {
         let mut read = ReadBuf::new(buffer);
         ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
@@ -179,31 +180,40 @@ impl Direction {
     }
 }
 
-/// What is said by the client counts; what the workload says does not.
+/// What is said by the client counts; what the workload says is looked at only where it tells what
+/// the client's answer means.
 pub struct Listener {
-    pub channel: Channel,
-    pub guard: Option<Guard>,
-    pub opened: Instant,
+    reader: Reader,
+    guard: Option<Guard>,
+    socket: Socket,
+    gate: Arc<Gate>,
 }
 
 impl Listener {
-    pub fn wants_content(&self) -> bool {
-        self.guard.is_some() && !matches!(self.channel, Channel::Background | Channel::Unknown)
+    pub fn new(reader: Reader, guard: Option<Guard>, gate: Arc<Gate>, now: Timestamp) -> Self {
+        Self { reader, guard, socket: Socket::new(now.as_millisecond()), gate }
     }
 
-    fn hear(&self, seen: &Seen) {
-        let Some(guard) = &self.guard else { return };
-        let doing = match seen {
-            Seen::Message(message) => {
-                let since = self.opened.elapsed();
-                classify::message(self.channel, message.opcode, &message.start, since)
+    fn wants(&self, from: From) -> Content {
+        if self.guard.is_some() { self.reader.wants(from) } else { Content::No }
+    }
+
+    fn hear(&mut self, from: From, seen: &Seen<'_>) {
+        let Self { reader, guard: Some(guard), socket, gate } = self else { return };
+        let now = Timestamp::now();
+        let mut judge = |name: Name| {
+            let ruling = guard.hear(name, Some(socket), now);
+            if from == From::Client {
+                gate.metrics.judged(ruling.label(name));
             }
-            // Not understood: doubt keeps the workload.
-            Seen::Lost if self.channel != Channel::Background => Some("sent data"),
-            Seen::Lost | Seen::Close => None,
         };
-        if let Some(what) = doing {
-            guard.person(what, Timestamp::now());
+        match seen {
+            Seen::Message(message) => {
+                judge(reader.message(from, message.opcode, &message.start));
+            }
+            Seen::Part(bytes) => reader.part(from, bytes, judge),
+            Seen::Lost => judge(reader.lost(from)),
+            Seen::Close => {}
         }
     }
 }
@@ -229,12 +239,12 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
 {
     /// `early` is what the upstream has said already behind its 101.
-    pub fn new(client: C, upstream: U, early: BytesMut, listener: Listener) -> Self {
-        let mut to_client = Direction::new(false);
-        to_client.frames.pass(&early, |_| {});
+    pub fn new(client: C, upstream: U, early: BytesMut, mut listener: Listener) -> Self {
+        let mut to_client = Direction::new(listener.wants(From::Server));
+        to_client.frames.pass(&early, |seen| listener.hear(From::Server, &seen));
         to_client.moved = early.len() as u64;
         to_client.pending = early;
-        let to_upstream = Direction::new(listener.wants_content());
+        let to_upstream = Direction::new(listener.wants(From::Client));
         Self { client, upstream, to_upstream, to_client, listener, leaving: None }
     }
 
@@ -243,8 +253,14 @@ where
         let was_over = to_upstream.is_over() || to_client.is_over();
         let goodbye = |towards| leaving.map(|why| (why, towards));
         let (to_pod, to_person) = (goodbye(Towards::Upstream), goodbye(Towards::Client));
-        let up = to_upstream.poll(cx, client, upstream, to_pod, |seen| listener.hear(&seen))?;
-        let down = to_client.poll(cx, upstream, client, to_person, |_| {})?;
+        let up = to_upstream
+            .poll(cx, client, upstream, to_pod, |seen| listener.hear(From::Client, &seen))?;
+        let look = listener.wants(From::Server) != Content::No;
+        let down = to_client.poll(cx, upstream, client, to_person, |seen| {
+            if look {
+                listener.hear(From::Server, &seen);
+            }
+        })?;
         // The client has heard us and answered: nothing more will come.
         let parted = leaving.is_some()
             && to_client.said_goodbye

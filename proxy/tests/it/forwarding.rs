@@ -307,14 +307,13 @@ async fn requests_are_classified_and_opening_is_written_down_once() {
     let world = World::start().await;
     world.running(upstream::mirror().await);
     let client = world.client(true);
-    let send = async |method: reqwest::Method| {
-        let request = client.request(method, world.url(HOST, "/"));
-        let request = request.header("Authorization", world.bearer("alice"));
-        request.send().await.unwrap().text().await.unwrap()
-    };
-    send(reqwest::Method::GET).await;
+    let read = client.get(world.url(HOST, "/"));
+    let session = format!("__Host-dormouse={}", world.issuer.access_token("alice", 600));
+    read.header("Cookie", session).send().await.unwrap().text().await.unwrap();
     assert_eq!(world.tracker.changes(0).changes, []);
-    send(reqwest::Method::POST).await;
+    // A program uses what it reads.
+    let read = client.get(world.url(HOST, "/")).header("Authorization", world.bearer("alice"));
+    read.send().await.unwrap().text().await.unwrap();
     let changes = world.tracker.changes(0).changes;
     assert_eq!(changes[0].last.as_ref().unwrap().who.as_str(), "alice");
     let mut text = world.audit();

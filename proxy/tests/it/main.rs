@@ -16,6 +16,7 @@ mod http2_attacks;
 mod http2_streams;
 mod interim;
 mod issuer;
+mod judged;
 mod limits;
 mod never_read;
 mod operations;
@@ -50,6 +51,8 @@ mod general {
     mod front;
     #[path = "interim.rs"]
     mod interim;
+    #[path = "judged.rs"]
+    mod judged;
     #[path = "waking.rs"]
     mod waking;
 }

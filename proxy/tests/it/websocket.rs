@@ -198,7 +198,17 @@ async fn messages_are_a_persons_doing_and_pings_are_not() {
     let mut lab = spec(State::Running, &[upstream::mirror().await]);
     lab.protocol = Protocol::Jupyter;
     world.set([lab]);
-    let mut terminal = open(&world, "/terminals/websocket/1").await;
+    // Opened by a person: a program's opening with a token counts.
+    let mut terminal = world.raw().await;
+    terminal
+        .send(&format!(
+            "GET /terminals/websocket/1 HTTP/1.1\r\nHost: {HOST}\r\nCookie: __Host-dormouse={}\r\n\
+             Origin: https://{HOST}:{}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            world.issuer.access_token("alice", 600),
+            world.address.port(),
+        ))
+        .await;
+    assert!(terminal.answer().await.0.starts_with("HTTP/1.1 101 "));
     let send = async |raw: &mut Raw, bytes: Vec<u8>| {
         raw.stream.write_all(&bytes).await.unwrap();
         raw.stream.flush().await.unwrap();
