@@ -9,7 +9,7 @@ use domain::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::TcpSocket,
 };
 
 use crate::{
@@ -44,9 +44,12 @@ async fn named(name: &'static str) -> SocketAddr {
     .await
 }
 
-/// Nobody listens there.
-async fn dead() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address at which nobody listens, for as long as the socket is kept: nobody else is given the port.
+pub fn dead() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 fn with(routing: Routing, endpoints: Vec<EndpointSpec>) -> RouteSpec {
@@ -94,7 +97,7 @@ async fn socket(world: &World, cookie: Option<&str>) -> (String, String, crate::
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_pod_costs_no_request_and_is_left_alone() {
     let world = World::start().await;
-    let dead = dead().await;
+    let (_kept, dead) = dead();
     world.set([with(Routing::default(), vec![dead.into(), named("a").await.into()])]);
     for _ in 0..30 {
         let url = world.url(HOST, "/");

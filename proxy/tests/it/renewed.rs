@@ -12,6 +12,7 @@ use proxy::Share;
 use reqwest::header::SET_COOKIE;
 
 use crate::{
+    pods::dead,
     upstream,
     world::{HOST, World, spec},
 };
@@ -54,7 +55,7 @@ fn with(state: State, traffic: Traffic) -> RouteSpec {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_carries_the_renewed_cookies() {
     let world = World::start().await;
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_kept, dead) = dead();
     world.running(upstream::mirror().await);
     let own = ("Sec-Fetch-Site", "same-origin");
     let page = ("Sec-Fetch-Mode", "navigate");
@@ -138,7 +139,7 @@ async fn every_answer_to_a_handshake_carries_them() {
         request.reply(answer).await;
     })
     .await;
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_kept, dead) = dead();
     let running = |upstream| spec(State::Running, &[upstream]);
     let held = RouteSpec { wake_hold: Duration::from_millis(50), ..spec(State::Running, &[]) };
     let others = RouteSpec {
