@@ -83,7 +83,10 @@ export function remove(instance, object) {
 /** The custom resource of a workload, found by name in whatever namespace it is in. */
 export async function resource(instance, kind, name) {
   const list = await getJson(instance, `${GROUP}/${plural[kind]}`);
-  const found = list.items.find(({ metadata }) => metadata.name === name);
+  const named = list.items.filter(({ metadata }) => metadata.name === name);
+  // Beside another system its workloads have the same names.
+  const projects = new Set(instance.ready.workloads.map(({ project }) => project));
+  const found = named.find(({ metadata }) => projects.has(metadata.namespace)) ?? named[0];
   if (!found) throw new Error(`the cluster has no ${kind} ${name}`);
   return found;
 }

@@ -16,13 +16,13 @@ const ok = (...args) => kubectlOk(instance, args);
 test('get shows state, last activity and URL', needsKubectl, async () => {
   await request(instance, instance.url('echo'), { token: instance.token('alice'), method: 'POST' });
   const seen = await until('echo running, with its last activity', async () => {
-    const apps = row(await ok('get', 'apps', '-A'), 'echo');
+    const apps = row(await ok('get', 'apps', '-n', namespace), 'echo');
     const activity = Object.entries(apps ?? {}).find(([title]) => title.includes('ACTIV'))?.[1];
     return Object.values(apps ?? {}).includes('Running') && activity && !activity.startsWith('<') && apps;
   });
   assert.ok(Object.values(seen).some((cell) => cell.startsWith(`https://${new URL(instance.url('echo')).hostname}`)));
   if (instance.workload('lab')) {
-    const lab = row(await ok('get', 'workspaces', '-A'), 'lab');
+    const lab = row(await ok('get', 'workspaces', '-n', namespace), 'lab');
     assert.ok(Object.values(lab).some((cell) => cell.startsWith('https://')), JSON.stringify(lab));
   }
   const both = await ok('get', 'workspaces,apps', '-A');
