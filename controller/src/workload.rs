@@ -28,7 +28,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Shared, Stores, acting, agent_key, canary, claim, keys_of_others, manifest,
+    Shared, Stores, acting, agent_key, canary, claim,
+    keys_of_others::{self, Found},
+    manifest,
     own::{self, Part, Scaled},
     phase::{Observed, Told, is_broken, tell},
     refusal::{Problem, Reason, ReconcileError},
@@ -364,6 +366,29 @@ impl Reconciled for App {
     }
 }
 
+/// Takes Secrets with workspaces' keys off what is mounted. False while it is not known of each whether it
+/// may be.
+async fn take_off_keys<W: Reconciled>(
+    object: &mut W,
+    place: &Place<'_>,
+    failed: &mut Failed,
+) -> bool {
+    let (mut known, mut mounted) = (true, Vec::new());
+    for mount in std::mem::take(object.secrets()) {
+        match failed.note(keys_of_others::look(&place.api(), &mount.name).await) {
+            Some(Found::Usable) => mounted.push(mount),
+            Some(Found::Keys(problem)) => failed.problems.push(problem),
+            Some(Found::Missing(problem)) => {
+                failed.problems.push(problem);
+                known = false;
+            }
+            None => known = false,
+        }
+    }
+    *object.secrets() = mounted;
+    known
+}
+
 async fn reconcile<W: Reconciled>(
     object: &W,
     shared: &Shared,
@@ -404,17 +429,16 @@ async fn reconcile<W: Reconciled>(
     }
 
     failed.note(place.put::<Service>(&manifest::service(object, &shared.config)).await);
-    // Without what it may not mount; with none, when that is not known.
     let mut object = object.clone();
-    match keys_of_others::take_off(object.secrets(), &place.api()).await {
-        Ok(problems) => failed.problems.extend(problems),
-        Err(error) => {
-            object.secrets().retain(|mount| !agent_key::is_secret_name(&mount.name));
-            failed.note(Err::<(), _>(error));
-        }
-    }
+    // A pod that runs is not changed on what is not known.
+    let known = take_off_keys(&mut object, &place, &mut failed).await;
     let object = &object;
-    let Applied { under, agent, canary } = object.apply(&place, awake, &mut failed).await;
+    let Applied { under, agent, canary } = if known {
+        object.apply(&place, awake, &mut failed).await
+    } else {
+        let under = failed.note(place.look(&object.name_any()).await).flatten();
+        Applied { under, agent: before.agent.clone(), canary: before.canary.clone() }
+    };
     let key = workload.to_string();
     let generation = under.as_ref().and_then(|under| under.meta().generation);
     if let Some(generation) = generation

@@ -182,12 +182,19 @@ async fn a_workspaces_keys_are_mounted_by_no_colleague() {
     world.app("peek", names("lab-agent")).await;
     let peek = world.until_not_applied::<App>("peek", "NotOurs").await;
     assert!(said(&peek).contains("keys of Workspace lab"), "{}", said(&peek));
-    let set = world.until::<StatefulSet>("spy", |_| true).await;
-    assert_eq!(mounted(&set), BTreeSet::from(["spy-agent".to_owned()]), "all else runs");
+    let own = |name: &str| BTreeSet::from([format!("{name}-agent")]);
+    world.until::<StatefulSet>("spy", |set| mounted(set) == own("spy")).await;
     // A Secret of somebody's own may have such a name.
     let secret = json!({"metadata": {"name": "my-agent"}});
     world.create::<Secret>(secret).await;
     world.workspace("own", names("my-agent")).await;
     let wanted = BTreeSet::from(["my-agent".to_owned(), "own-agent".to_owned()]);
-    world.until::<StatefulSet>("own", |set| mounted(set) == wanted).await;
+    let runs = world.until::<StatefulSet>("own", |set| mounted(set) == wanted).await;
+    // When it goes, nothing that runs is started anew.
+    world.api::<Secret>().delete("my-agent", &DeleteParams::default()).await.unwrap();
+    world.merge::<Workspace>("own", json!({"metadata": {"labels": {"touched": "yes"}}})).await;
+    world.until_not_applied::<Workspace>("own", "NotOurs").await;
+    let still = world.api::<StatefulSet>().get("own").await.unwrap();
+    assert_eq!(still.metadata.generation, runs.metadata.generation);
+    assert_eq!(mounted(&still), wanted);
 }
