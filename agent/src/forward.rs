@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use russh::{Channel, ChannelMsg, ChannelOpenFailure, server::Msg};
+use russh::{Channel, ChannelOpenFailure, server::Msg};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     gateway::{Gateway, Output},
     owner, queue,
-    session::{copy_out, feed},
+    session::{copy_out, feed, fill},
 };
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -113,23 +113,7 @@ pub async fn bridge(
     let giving = gateway.give(write.id(), sender.popped());
     let credit = gateway.credit();
     let output = Output { write: &write, credit: &credit };
-    let gone = async {
-        let mut sender = Some(sender);
-        while let Some(message) = read.wait().await {
-            match message {
-                ChannelMsg::Data { data } => {
-                    if let Some(open) = &sender
-                        && open.push(data).await.is_err()
-                    {
-                        sender = None;
-                    }
-                }
-                ChannelMsg::Eof => sender = None,
-                ChannelMsg::Close => return,
-                other => credit.receive(&other),
-            }
-        }
-    };
+    let gone = fill(&mut read, sender, |message| credit.receive(&message));
     let out = async {
         let result = copy_out(from, output, None).await;
         if result.is_ok() {

@@ -278,29 +278,36 @@ impl Input<'_> {
     /// Ends when the channel is closed, and not at the end of the input.
     async fn take(&mut self, sender: queue::Sender, mut request: impl FnMut(ChannelMsg)) {
         let giving = self.gateway.give(self.id, sender.popped());
-        let taking = async {
-            let mut sender = Some(sender);
-            while let Some(message) = self.read.wait().await {
-                match message {
-                    ChannelMsg::Data { data } => {
-                        if let Some(open) = &sender
-                            && open.push(data).await.is_err()
-                        {
-                            sender = None;
-                        }
-                    }
-                    ChannelMsg::Eof => sender = None,
-                    ChannelMsg::Close => return,
-                    other => {
-                        self.credit.receive(&other);
-                        request(other);
-                    }
-                }
-            }
-        };
+        let taking = fill(&mut self.read, sender, |message| {
+            self.credit.receive(&message);
+            request(message);
+        });
         tokio::select! {
             () = taking => {}
             () = giving => {}
+        }
+    }
+}
+
+/// Empties a channel into its queue until the channel is closed; `other` is shown what is no data.
+pub async fn fill(
+    read: &mut ChannelReadHalf,
+    sender: queue::Sender,
+    mut other: impl FnMut(ChannelMsg),
+) {
+    let mut sender = Some(sender);
+    while let Some(message) = read.wait().await {
+        match message {
+            ChannelMsg::Data { data } => {
+                if let Some(open) = &sender
+                    && open.push(data).await.is_err()
+                {
+                    sender = None;
+                }
+            }
+            ChannelMsg::Eof => sender = None,
+            ChannelMsg::Close => return,
+            message => other(message),
         }
     }
 }

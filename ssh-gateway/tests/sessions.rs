@@ -148,14 +148,7 @@ async fn a_download_that_nobody_reads_leaves_its_siblings_alone() {
     if !openssh_is_here() {
         return;
     }
-    let control = format!("ControlPath={}", world.path("control").display());
-    let shared = |master: &str, command: &str| {
-        let master = format!("ControlMaster={master}");
-        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
-        let mut command = world.ssh(&args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let shared = |master: &str, command: &str| world.multiplexed(master, command);
     let mut live = shared("yes", "cat");
     let (mut to, mut from) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
     let mut round_trip = async || {
@@ -197,14 +190,7 @@ async fn forty_downloads_that_nobody_reads_leave_their_siblings_alone() {
     if !openssh_is_here() {
         return;
     }
-    let control = format!("ControlPath={}", world.path("control").display());
-    let shared = |master: &str, command: &str| {
-        let master = format!("ControlMaster={master}");
-        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
-        let mut command = world.ssh(&args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let shared = |master: &str, command: &str| world.multiplexed(master, command);
     let mut live = shared("yes", "cat");
     let (mut to, mut from) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
     let mut round_trip = async || {
@@ -242,14 +228,7 @@ async fn an_upload_that_nobody_reads_leaves_its_siblings_alone() {
     if !openssh_is_here() {
         return;
     }
-    let control = format!("ControlPath={}", world.path("control").display());
-    let shared = |master: &str, command: &str| {
-        let master = format!("ControlMaster={master}");
-        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
-        let mut command = world.ssh(&args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let shared = |master: &str, command: &str| world.multiplexed(master, command);
     let mut live = shared("yes", "cat");
     let (mut to, mut from) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
     let mut round_trip = async || {

@@ -160,6 +160,16 @@ impl World {
         self.dir.path().join(name)
     }
 
+    /// A command over a connection that several share: `yes` opens it, `no` uses it.
+    pub fn multiplexed(&self, master: &str, command: &str) -> tokio::process::Child {
+        let control = format!("ControlPath={}", self.path("control").display());
+        let master = format!("ControlMaster={master}");
+        let args = ["-o", &control, "-o", &master, "lab@127.0.0.1", command];
+        let mut command = self.ssh(&args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
     /// The sum of a metric's values.
     pub fn metric(&self, name: &str) -> i64 {
         let families = self.registry.gather();
